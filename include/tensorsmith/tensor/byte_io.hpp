@@ -28,6 +28,8 @@ class byte_source {
   virtual result<void> read_at(std::uint64_t offset, std::span<std::byte> out) const = 0;
   /// The open file descriptor of a plain file, or -1.
   virtual int descriptor() const noexcept { return -1; }
+  /// Asked before publishing what was read from here. @fails integrity if the bytes may have changed since the source was opened.
+  virtual result<void> check_unchanged() const { return {}; }
   /// The bytes where they lie if they are in memory already, else an empty span.
   virtual std::span<const std::byte> resident() const noexcept { return {}; }
 };

@@ -1,0 +1,73 @@
+// SPDX-License-Identifier: MIT
+//
+// tensorsmith/stage/cast.hpp: `… | cast<f16>(keep{"*norm*"}) | …`: other element types for the floating-point tensors of a package.
+#pragma once
+
+#include <initializer_list>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include "tensorsmith/core/dtype_tags.hpp"
+#include "tensorsmith/core/glob.hpp"
+#include "tensorsmith/core/pipe.hpp"
+#include "tensorsmith/tensor/cast.hpp"
+#include "tensorsmith/tensor/package.hpp"
+
+TENSORSMITH_BEGIN_NAMESPACE
+
+/// Name patterns (core/glob.hpp) of tensors that a stage leaves as they are.
+struct keep {
+  keep() = default;
+  keep(std::initializer_list<std::string_view> list) : patterns(list.begin(), list.end()) {}
+  std::vector<std::string> patterns;
+  bool matches(std::string_view name) const noexcept {
+    for (const std::string& p : patterns)
+      if (glob_match(p, name)) return true;
+    return false;
+  }
+};
+
+/// Casts every floating-point tensor of every component, rounding to nearest even, as the tiles pass. Integers and booleans stay.
+/// A pattern that matches nothing is an error (usage): it would be a spelling mistake that nobody sees.
+struct cast_stage {
+  using input = package;
+  using output = package;
+  static constexpr std::string_view name = "cast";
+
+  dtype to = dtype::f16;
+  keep kept;
+
+  result<package> run(package in, job& run) const {
+    std::size_t changed = 0;
+    for (component& part : in.components) {
+      for (const catalog_entry& entry : part.weights.entries()) {
+        if (!is_floating(entry.tensor.type()) || entry.tensor.type() == to || kept.matches(entry.name)) continue;
+        TENSORSMITH_TRY(tensor_ref other, tensorsmith::cast(entry.tensor, to));
+        part.weights.replace(entry.name, std::move(other));
+        ++changed;
+      }
+    }
+    for (const std::string& pattern : kept.patterns) TENSORSMITH_CHECK(used(pattern, in));
+    run.info("cast", std::to_string(changed) + " tensors become " + std::string(name_of(to)));
+    return in;
+  }
+
+ private:
+  static result<void> used(const std::string& pattern, const package& in) {
+    for (const component& part : in.components)
+      for (const catalog_entry& entry : part.weights.entries())
+        if (glob_match(pattern, entry.name)) return {};
+    return failure{.code = errc::usage, .what = "the pattern " + quoted(pattern) + " keeps nothing", .file = in.source,
+                   .expected = "a pattern that matches a tensor", .advice = "list the names with inspect and correct it"};
+  }
+};
+
+/// Stage: floating-point tensors become `Dtype` (a tag of tags::), except those that `kept` names.
+template <dtype_tag Dtype>
+cast_stage cast(keep kept = {}) {
+  return {Dtype::type, std::move(kept)};
+}
+
+TENSORSMITH_END_NAMESPACE
