@@ -41,8 +41,8 @@ inline std::optional<std::uint64_t> parse_size(std::string_view text) {
 }
 
 /// Adds an option whose value is a number of bytes.
-inline void add_size(CLI::App& app, const std::string& name, std::uint64_t& target, const std::string& help) {
-  app.add_option_function<std::string>(
+inline CLI::Option* add_size(CLI::App& app, const std::string& name, std::uint64_t& target, const std::string& help) {
+  return app.add_option_function<std::string>(
          name,
          [&target, name](const std::string& text) {
            const auto size = parse_size(text);

@@ -18,7 +18,7 @@
 #include "tensorsmith/arch/autoencoder_kl.hpp"
 #include "tensorsmith/arch/clip_text.hpp"
 #include "tensorsmith/arch/interface.hpp"
-#include "tensorsmith/arch/unet2d.hpp"
+#include "tensorsmith/arch/unet2d_condition.hpp"
 #include "tensorsmith/graph/parameters.hpp"
 #include "tensorsmith/tensor/cast.hpp"
 #include "tensorsmith/tensor/package.hpp"

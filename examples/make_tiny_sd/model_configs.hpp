@@ -130,7 +130,7 @@ inline std::vector<text_file> plan_side_files(const model_choice& m) {
   ts::pipeline_parts parts;
   parts.text_encoder = m.has_first_encoder();
   parts.text_encoder_2 = m.has_second_encoder();
-  parts.feature_extractor = m.family == ts::sd_family::sd1;
+  parts.feature_extractor = !ts::is_sdxl(m.family);
 
   std::vector<text_file> files;
   files.push_back({"model_index.json", ts::make_model_index(m.family, m.task(), parts, *scheduler.find("_class_name")->as_string())});

@@ -39,9 +39,8 @@ ts::job job_of(const options& o) {
   run.threads = o.threads;
   run.memory_bytes = static_cast<std::size_t>(o.memory);
   run.tile_bytes = static_cast<std::size_t>(o.tile);
-  run.limits.safetensors_header_bytes = o.max_header;
+  run.limits = o.limits;
   run.limits.check_crc = !o.no_crc;
-  run.limits.allow_suspicious = o.allow_suspicious;
   run.cancel = &examples::stop_requested;
   return run;
 }

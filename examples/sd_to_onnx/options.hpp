@@ -17,6 +17,7 @@
 
 #include "../common/command_line.hpp"
 #include "tensorsmith/core/error.hpp"
+#include "tensorsmith/core/job.hpp"
 
 namespace sd_to_onnx {
 
@@ -40,9 +41,8 @@ struct options {
   unsigned threads = 0;
   std::uint64_t memory = 256u << 20;
   std::uint64_t tile = 1u << 20;
-  std::uint64_t max_header = 100'000'000;
   bool ema = false, dry_run = false, json = false, force = false, quiet = false, no_crc = false;
-  bool allow_suspicious = false;
+  ts::limits limits;
 };
 
 /// True if `path` is `folder` or lies below it, links resolved as far as the paths exist.
@@ -103,13 +103,38 @@ inline void add_model_options(CLI::App& app, options& o) {
       ->delimiter(',')->check(CLI::IsMember({"text_encoder", "text_encoder_2", "unet", "vae", "vae_encoder", "vae_decoder"}));
 }
 
+/// Every limit has an option: a message that names a limit can be acted on.
+inline void add_limit_options(CLI::App& app, ts::limits& l) {
+  const struct {
+    const char *option, *what;
+    std::uint64_t* value;
+  } rows[] = {{"--max-header", "bytes of a safetensors header", &l.safetensors_header_bytes},
+              {"--max-tensors", "tensors in a file", &l.tensors},
+              {"--max-name", "bytes of a name", &l.name_bytes},
+              {"--max-rank", "dimensions of a tensor", &l.rank},
+              {"--max-elements", "elements of a tensor, exclusive", &l.elements},
+              {"--max-json-depth", "nested arrays and objects", &l.json_depth},
+              {"--max-config", "bytes of a configuration", &l.config_bytes},
+              {"--max-index", "bytes of an index of shards", &l.index_bytes},
+              {"--max-tokenizer", "bytes of a tokenizer's file", &l.tokenizer_bytes},
+              {"--max-pickle", "bytes of a pickle", &l.pickle_bytes},
+              {"--max-pickle-opcodes", "opcodes of a pickle", &l.pickle_opcodes},
+              {"--max-pickle-depth", "nested values of a pickle", &l.pickle_depth},
+              {"--max-pickle-integer", "bytes of an integer of a pickle", &l.pickle_integer_bytes},
+              {"--max-zip-entries", "entries of a zip archive", &l.zip_entries},
+              {"--max-zip-directory", "bytes of a zip archive's directory", &l.zip_directory_bytes},
+              {"--max-expansion", "bytes made of one stored byte", &l.expansion}};
+  for (const auto& row : rows)
+    add_size(app, row.option, *row.value, std::string(row.what) + " (default " + std::to_string(*row.value) + ")")
+        ->group("Limits on what a file may declare");
+}
+
 inline void add_run_options(CLI::App& app, options& o) {
   app.add_option("--threads", o.threads, "threads (0: all)")->check(CLI::Range(0, 1024))->capture_default_str();
   add_size(app, "--memory", o.memory, "budget for tiles and buffers (default 256M)");
   add_size(app, "--tile", o.tile, "tuning: bytes of one tile; the output is the same for any (default 1M)");
-  add_size(app, "--max-header", o.max_header, "limit of a safetensors header (default 100000000)");
   app.add_flag("--no-crc", o.no_crc, "do not verify the CRC-32 of the zip entries of a .ckpt");
-  app.add_flag("--allow-suspicious", o.allow_suspicious,
+  app.add_flag("--allow-suspicious", o.limits.allow_suspicious,
                "read pickles that name functions of the block list (nothing of a pickle is ever run)");
   app.add_flag("--dry-run", o.dry_run, "plan and report only: writes nothing");
   app.add_flag("--json", o.json, "print one JSON document on standard output instead of the summary");
@@ -133,6 +158,7 @@ inline void add_options(CLI::App& app, options& o) {
   app.add_option("--io", o.io, "floating type of inputs and outputs (default f32)")->check(CLI::IsMember({"f32", "f16"}));
   detail::add_model_options(app, o);
   detail::add_run_options(app, o);
+  detail::add_limit_options(app, o.limits);
 }
 
 }  // namespace sd_to_onnx

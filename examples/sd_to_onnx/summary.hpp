@@ -104,7 +104,7 @@ inline std::string to_text(const summary& s) {
   for (const ts::evidence& e : s.findings) out += "  " + e.subject + " = " + e.value + ": " + e.reason + '\n';
   std::size_t ignored = 0;
   for (const component_summary& part : s.components) ignored += part.ignored.size();
-  if (ignored != 0) out += "Left out on purpose: " + std::to_string(ignored) + " tensors (listed with --json)\n";
+  if (ignored != 0) out += "Left out on purpose: " + std::to_string(ignored) + (ignored == 1 ? " tensor" : " tensors") + " (listed with --json)\n";
   for (const ts::note& n : s.notes)
     if (n.severity == ts::note::level::info) out += "Note: " + note_line(n) + '\n';
   if (!s.files.empty()) {

@@ -32,7 +32,7 @@ std::string header_verdict(const std::string& header, std::size_t data = 8) { re
 
 /// Runs `work` and checks that the peak memory grew by at most 64 MiB + 8 × the bytes that are present (U3).
 template <class Work>
-void bounded_memory(std::uint64_t bytes_present, Work&& work) {
+void bounded_memory([[maybe_unused]] std::uint64_t bytes_present, Work&& work) {
   const auto before = ts::os::memory_in_use();
   work();
   const auto after = ts::os::memory_in_use();

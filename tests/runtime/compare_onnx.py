@@ -266,7 +266,8 @@ def side_files(folder, model, layout):
     with open(os.path.join(folder, "model_index.json"), encoding="utf-8") as file:
         index = json.load(file)
     if layout == "diffusers":
-        expect(index["_class_name"] == "OnnxStableDiffusionPipeline", f"model_index.json: {index['_class_name']}")
+        wanted = "OnnxStableDiffusionInpaintPipeline" if model.endswith("inpaint") else "OnnxStableDiffusionPipeline"
+        expect(index["_class_name"] == wanted, f"model_index.json: {index['_class_name']}")
         for part in COMPONENTS[model]:
             expect(index.get(part) == ["diffusers", "OnnxRuntimeModel"], f"model_index.json: {part} {index.get(part)}")
     with open(os.path.join(folder, "scheduler", "scheduler_config.json"), encoding="utf-8") as file:
@@ -349,7 +350,9 @@ def check_in_place(to, model):
             shutil.copytree(source(model), folder)
         before = fingerprint_weights(folder)
         to(folder, "--weights", "in-place", out=folder)
-        expect(fingerprint_weights(folder) == before, "in-place changed the source weights")
+        after = fingerprint_weights(folder)
+        expect({path: after.get(path) for path in before} == before, "in-place changed the source weights")
+        expect({after[path] for path in after} == set(before.values()), "in-place brought weights that the source does not have")
         for part, path in graphs(folder).items():
             names = external_files(path)[1]
             expect(names, f"{part}: no external data")

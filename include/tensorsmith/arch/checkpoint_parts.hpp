@@ -127,7 +127,6 @@ inline constexpr part_prefix part_prefixes[] = {
     detail::bare("decoder.", "vae", part_form::ldm),
     detail::bare("quant_conv.", "vae", part_form::ldm),
     detail::bare("post_quant_conv.", "vae", part_form::ldm),
-    detail::bare("loss.", "vae", part_form::ldm),
     detail::bare("text_model.", "text_encoder", part_form::clip),
     detail::bare("embeddings.", "text_encoder", part_form::clip),
     detail::bare("encoder.layers.", "text_encoder", part_form::clip),
@@ -183,6 +182,7 @@ inline std::string_view why_ignored(std::string_view name) noexcept {
   for (const std::string_view buffer : schedule_buffers)
     if (name == buffer) return "a buffer of training";
   if (ends("position_ids")) return "positions are counted, not read";
+  if (name.substr(0, 5) == "loss.") return "only training reads it";
   if (ends("logit_scale")) return "only training reads it";
   if (name.find("embedding_manager") != std::string_view::npos) return "an embedding of training";
   return {};

@@ -74,9 +74,9 @@ inline io_interface interface_onnx_web() {
 /// What the code of an architecture is told beside configuration, parameters and interface.
 struct arch_options {
   dtype compute = dtype::f32;           ///< type of weights and activations: f32 or f16
-  std::string component;                ///< the model's folder, for messages and the graph's name; empty: the usual one
+  std::string component{};              ///< the model's folder, for messages and the graph's name; empty: the usual one
   bool last_state_but_one = false;      ///< text encoders: the pipeline (SDXL) reads hidden_states[-2]
-  std::optional<std::size_t> text_embeds_width;  ///< SDXL UNets: width of text_embeds; without it the widths of the published models decide
+  std::optional<std::size_t> text_embeds_width{};  ///< SDXL UNets: width of text_embeds; without it the widths of the published models decide
 };
 
 TENSORSMITH_END_NAMESPACE

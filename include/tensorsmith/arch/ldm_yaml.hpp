@@ -87,10 +87,11 @@ class yaml_reader {
       std::string_view raw = without_comment(text.substr(from, end - from));
       from = end + 1, ++number;
       const std::size_t indent = raw.find_first_not_of(' ');
+      const bool tab = indent != std::string_view::npos && raw[indent] == '\t';
       raw = trimmed(raw);
       if (raw.empty() || (raw == "---" && lines_.empty())) continue;
       lines_.push_back({indent, number, std::string(raw)});
-      if (raw[0] == '&' || raw[0] == '*' || raw[0] == '!' || raw[0] == '\t' || raw == "---") {
+      if (tab || raw[0] == '&' || raw[0] == '*' || raw[0] == '!' || raw == "---") {
         at_ = lines_.size() - 1;
         return refuse("anchors, tags, tabs and several documents are not supported in this yaml");
       }

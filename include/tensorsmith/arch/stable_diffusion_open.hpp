@@ -39,6 +39,19 @@ class folder_opening {
                      .found = "a folder", .advice = "folders keep them as separate files, such as a variant non_ema"};
     TENSORSMITH_TRY(wanted_, wanted_models(options_));
     TENSORSMITH_CHECK(read());
+    return complete();
+  }
+
+  /// Goes on from a folder that was read already.
+  result<package> open(package in) {
+    TENSORSMITH_TRY(wanted_, wanted_models(options_));
+    out_ = std::move(in);
+    single_ = out_.index.is_null();
+    return complete();
+  }
+
+ private:
+  result<package> complete() {
     TENSORSMITH_CHECK(read_given());
     for (const component& part : out_.components) TENSORSMITH_CHECK(check_class(path_, part));
     TENSORSMITH_CHECK(choose_family());
@@ -48,7 +61,6 @@ class folder_opening {
     return std::move(out_);
   }
 
- private:
   bool wanted(std::string_view name) const {
     return wanted_.empty() || std::find(wanted_.begin(), wanted_.end(), name) != wanted_.end();
   }
@@ -238,6 +250,21 @@ class folder_opening {
 inline result<package> open_stable_diffusion(const std::string& path, const open_options& options, job& run) {
   if (os::is_folder(path)) return detail::folder_opening(path, options, run).open();
   return detail::checkpoint_opening(path, options, run).open();
+}
+
+/// Makes a pipeline of what a reader gave: a single component without a name is a checkpoint, whose tensors get their final names and
+/// whose configuration is derived; named components are taken as they are. @fails as open_stable_diffusion
+inline result<package> recognize_stable_diffusion(package in, const open_options& options, job& run) {
+  if (in.components.size() == 1 && in.components[0].name.empty()) {
+    checkpoint_file file;
+    file.tensors = std::move(in.components[0].weights);
+    file.ignored = std::move(in.components[0].ignored);
+    file.metadata = std::move(in.metadata);
+    file.global_step = in.global_step;
+    return detail::checkpoint_opening(in.source, options, run).open(std::move(file));
+  }
+  const std::string source = in.source;  // the opening refers to its path until it is done
+  return detail::folder_opening(source, options, run).open(std::move(in));
 }
 
 TENSORSMITH_END_NAMESPACE

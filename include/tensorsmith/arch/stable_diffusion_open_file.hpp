@@ -100,8 +100,14 @@ class checkpoint_opening {
   checkpoint_opening(const std::string& path, const open_options& options, job& run) : path_(path), options_(options), run_(run) {}
 
   result<package> open() {
+    TENSORSMITH_TRY(checkpoint_file file, read_checkpoint_file(path_, run_));
+    return open(std::move(file));
+  }
+
+  /// Goes on from a file that was read already.
+  result<package> open(checkpoint_file file) {
     TENSORSMITH_TRY(wanted_, wanted_models(options_));
-    TENSORSMITH_TRY(file_, read_checkpoint_file(path_, run_));
+    file_ = std::move(file);
     TENSORSMITH_TRY(parts_, split_checkpoint(file_.tensors));
     TENSORSMITH_CHECK(refuse_foreign(file_.tensors, path_, parts_, options_));
     TENSORSMITH_CHECK(read_overrides());

@@ -55,7 +55,7 @@ inline unet_inputs declare_unet_inputs(graph_builder& b, const unet2d_condition_
   unet_inputs in;
   in.sample = b.input("sample", io.io_float, {batch, dim(c.in_channels), height, width});
   in.timestep = b.input("timestep", io.io_float, io.timestep_rank == 0 ? dims{} : dims{batch});
-  in.text = b.input("encoder_hidden_states", io.io_float, {batch, b.dynamic(io.sequence), dim(c.down[0].cross_width)});
+  in.text = b.input("encoder_hidden_states", io.io_float, {batch, b.dynamic(io.sequence), dim(c.cross_width)});
   if (c.classes == class_embedding::table) in.class_labels = b.input("class_labels", dtype::i64, {batch});
   else if (c.classes == class_embedding::timestep) in.class_labels = b.input("class_labels", io.io_float, {batch});
   else if (c.classes != class_embedding::none) in.class_labels = b.input("class_labels", io.io_float, {batch, dim(c.class_width)});

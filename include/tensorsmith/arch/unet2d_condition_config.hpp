@@ -37,14 +37,15 @@ struct unet2d_level {
   std::size_t heads = 8, cross_width = 768;
   bool attends = false;                  ///< CrossAttnDownBlock2D, CrossAttnUpBlock2D
   bool only_cross_attention = false;
-  std::vector<std::size_t> depth;        ///< transformer blocks of each layer, if it attends
+  std::vector<std::size_t> depth{};      ///< transformer blocks of each layer, if it attends
 };
 
 /// A UNet2DConditionModel.
 struct unet2d_condition_config {
   std::size_t in_channels = 4, out_channels = 4;
   std::size_t conv_in_kernel = 3, conv_out_kernel = 3;
-  std::vector<unet2d_level> down, up;
+  std::vector<unet2d_level> down{}, up{};
+  std::size_t cross_width = 768;         ///< of encoder_hidden_states
   unet2d_middle middle = unet2d_middle::cross_attention;
   std::size_t middle_depth = 1;
   float middle_scale = 1;
@@ -56,8 +57,8 @@ struct unet2d_condition_config {
   bool flip_sin_to_cos = true;
   float freq_shift = 0;
   std::size_t time_width = 1280;                    ///< width of the time embedding
-  std::optional<nn::activation> time_activation, time_post_activation;
-  std::optional<std::size_t> time_condition;        ///< width of the input timestep_cond
+  std::optional<nn::activation> time_activation{}, time_post_activation{};
+  std::optional<std::size_t> time_condition{};      ///< width of the input timestep_cond
   class_embedding classes = class_embedding::none;
   std::size_t class_count = 0, class_width = 0;     ///< rows of the table; width of the vectors
   bool class_concat = false;                        ///< class embedding beside the time embedding instead of added to it
@@ -171,6 +172,35 @@ inline std::optional<nn::activation> optional_activation(config_reader& read, st
   return read.choice(key, "silu", words) == 2 ? nn::activation::gelu : nn::activation::silu;
 }
 
+/// Widths of sines and cosines: both halves equally long, and no frequency infinite.
+inline void check_unet_sines(config_reader& read, const unet2d_condition_config& c) {
+  if (c.down.empty()) return;
+  const std::size_t base = c.down[0].channels;
+  for (const auto& [key, width] : {std::pair("block_out_channels/0", base),
+                                   std::pair("addition_time_embed_dim", c.added_width != 0 ? c.added_time_width : base)}) {
+    if (width % 2 != 0) read.refuse(errc::unsupported, key, "a time embedding needs as many sines as cosines", "an even number", std::to_string(width));
+    if (static_cast<double>(c.freq_shift) >= static_cast<double>(width) / 2)
+      read.refuse(errc::malformed, "freq_shift", "it leaves the time embedding no finite frequencies", "less than half of /" + std::string(key),
+                  std::to_string(c.freq_shift));
+  }
+}
+
+/// The text states are one input, so all blocks that read them must agree on their width.
+inline void choose_cross_width(config_reader& read, unet2d_condition_config& out) {
+  std::optional<std::size_t> common;
+  const auto meet = [&](std::size_t width) {
+    if (common.value_or(width) != width)
+      read.refuse(errc::unsupported, "cross_attention_dim", "blocks that attend to one text need one width", std::to_string(*common), std::to_string(width));
+    common = width;
+  };
+  for (const unet2d_level& level : out.down)
+    if (level.attends) meet(level.cross_width);
+  if (out.middle == unet2d_middle::cross_attention && !out.down.empty()) meet(out.down.back().cross_width);
+  for (const unet2d_level& level : out.up)
+    if (level.attends) meet(level.cross_width);
+  out.cross_width = common.value_or(out.down.empty() ? 1 : out.down[0].cross_width);
+}
+
 /// Features of other models that share the class name.
 inline void refuse_unet_features(config_reader& read) {
   read.only("dual_cross_attention", false, "dual cross-attention");
@@ -206,6 +236,7 @@ inline result<unet2d_condition_config> read_unet2d_condition_config(const json_v
   const json_value* middle = config.find("mid_block_type");
   if (middle != nullptr && middle->is_null()) out.middle = unet2d_middle::none;
   else out.middle = read.choice("mid_block_type", middles[0], middles) == 0 ? unet2d_middle::cross_attention : unet2d_middle::resnet;
+  detail::choose_cross_width(read, out);
   out.middle_scale = static_cast<float>(read.number("mid_block_scale_factor", 1, 1e-6, 1e6));
   out.downsample_padding = read.integer("downsample_padding", 1, 1, 0);
   out.linear_projection = read.flag("use_linear_projection", false);
@@ -220,9 +251,7 @@ inline result<unet2d_condition_config> read_unet2d_condition_config(const json_v
   out.time_activation = detail::optional_activation(read, "time_embedding_act_fn");
   out.time_post_activation = detail::optional_activation(read, "timestep_post_act");
   detail::read_unet_conditions(read, out);
-  if (base < 2 || base / 2 == static_cast<std::size_t>(out.freq_shift))
-    read.refuse(errc::malformed, "freq_shift", "the frequencies of the time embedding would be infinite", "less than half of block_out_channels/0",
-                std::to_string(out.freq_shift));
+  detail::check_unet_sines(read, out);
   TENSORSMITH_CHECK(read.outcome());
   return out;
 }

@@ -97,9 +97,9 @@ inline std::uint32_t zip_u32(std::span<const std::byte> bytes, std::size_t at) n
 }
 inline std::uint64_t zip_u64(std::span<const std::byte> bytes, std::size_t at) noexcept { return zip_number(bytes, at, 8); }
 
-inline std::string zip_hex(std::uint64_t value) {
+inline std::string zip_hex(std::uint32_t value, int digits = 8) {
   std::string out = "0x";
-  append_hex(out, static_cast<std::uint32_t>(value), value > 0xFFFF ? 8 : 4);
+  append_hex(out, value, digits);
   return out;
 }
 
@@ -286,7 +286,7 @@ class zip_reader {
                        : (flags & 0x0040) ? "the entry is strongly encrypted"
                        : (flags & 0x2000) ? "the headers of the archive are masked"
                                           : "the entry has flags without a meaning here";
-    return fail(errc::unsupported, what, "no flags but " + zip_hex(known), "flags " + zip_hex(flags));
+    return fail(errc::unsupported, what, "no flags but " + zip_hex(known, 4), "flags " + zip_hex(flags, 4));
   }
 
   result<void> check_entry(const zip_entry& e, std::uint64_t directory_offset) {

@@ -5,6 +5,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -45,6 +46,8 @@ struct package {
   std::vector<side_file> side_files;
   std::vector<evidence> findings;
   std::vector<note> notes;
+  std::vector<std::pair<std::string, std::string>> metadata;  ///< what a single file says about itself (safetensors)
+  std::optional<std::int64_t> global_step;                    ///< training steps, if a checkpoint tells
 
   component* find(std::string_view name) noexcept {
     for (component& c : components)

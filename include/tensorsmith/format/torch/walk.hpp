@@ -207,6 +207,7 @@ class torch_walk {
       return {};
     }
     torch_ignored left{path, std::string(name_of(doc_.kind(value))), 0, {}};
+    if (doc_.kind(value) == pickle_kind::object) left.kind += " of " + quoted(doc_.class_of(value));
     TENSORSMITH_TRY(left.tensors, survey(value, &left.classes));
     out_.ignored.push_back(std::move(left));
     return {};

@@ -29,8 +29,8 @@ TENSORSMITH_BEGIN_NAMESPACE
 
 /// What surrounds the tensors of a checkpoint.
 struct torch_write_options {
-  std::string nested;  ///< key of the dict that holds the tensors ("state_dict"); empty: they are the top-level dict
-  std::vector<std::pair<std::string, json_value>> scalars;  ///< beside `nested`: integers, booleans, null, strings, doubles
+  std::string nested{};  ///< key of the dict that holds the tensors ("state_dict"); empty: they are the top-level dict
+  std::vector<std::pair<std::string, json_value>> scalars{};  ///< beside `nested`: integers, booleans, null, strings, doubles
   bool force = false;  ///< replace an existing file
 };
 
