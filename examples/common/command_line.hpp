@@ -15,6 +15,7 @@
 #include <CLI/CLI.hpp>
 
 #include "tensorsmith/core/error.hpp"
+#include "tensorsmith/version.hpp"
 
 namespace examples {
 
@@ -53,18 +54,21 @@ inline CLI::Option* add_size(CLI::App& app, const std::string& name, std::uint64
       ->type_name("SIZE");
 }
 
-/// Parses the command line. An empty optional: go on. Otherwise the text that was asked for (--help), or why not.
+/// Parses the command line. An empty optional: go on. Otherwise the text that was asked for (--help, --version), or why not.
 struct parsed {
   std::optional<std::string> help;
   ts::result<void> outcome;
 };
 
 inline parsed parse(CLI::App& app, int argc, const char* const* argv) {
+  app.set_version_flag("--version", TENSORSMITH_VERSION);
   try {
     app.parse(argc, argv);
     return {};
   } catch (const CLI::CallForHelp&) {
     return {app.help(), {}};
+  } catch (const CLI::CallForVersion&) {
+    return {app.get_display_name() + ' ' + app.version() + '\n', {}};
   } catch (const CLI::ParseError& error) {
     std::string what = error.what();
     while (!what.empty() && (what.back() == '\n' || what.back() == '.')) what.pop_back();

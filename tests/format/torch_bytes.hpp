@@ -15,9 +15,16 @@
 #include <utility>
 #include <vector>
 
+#include "support/catch.hpp"
 #include "tensorsmith/tensor/byte_io.hpp"
 
 namespace torch_bytes {
+
+#if __has_include(<catch2/catch_test_macros.hpp>)
+inline auto Contains(const std::string& part) { return Catch::Matchers::ContainsSubstring(part); }
+#else
+using Catch::Matchers::Contains;
+#endif
 
 inline std::string le(std::uint64_t value, int bytes) {
   std::string out;
@@ -45,7 +52,7 @@ inline std::string deflated(const std::string& data) {
 
 /// One entry; what is set overrides what would be right.
 struct entry {
-  std::string name, data;          // data as it lies in the archive
+  std::string name, data;  // data as it lies in the archive
   int method = 0, flags = 0;
   std::optional<std::uint64_t> size{}, compressed{}, offset{};
   std::optional<std::uint32_t> crc32{};
@@ -54,7 +61,7 @@ struct entry {
   std::optional<int> local_method{}, local_flags{};
   std::optional<std::uint64_t> local_size{}, local_compressed{};
   std::optional<std::uint32_t> local_crc{};
-  bool descriptor = false;         // bit 3: sizes behind the data
+  bool descriptor = false;  // bit 3: sizes behind the data
   std::optional<int> disk{};
 };
 
@@ -75,23 +82,28 @@ inline std::string zip(const std::vector<entry>& entries, const end_record& end 
     const int flags = e.flags | (e.descriptor ? 8 : 0);
     const std::string local_name = e.local_name.value_or(e.name);
     out += "PK\x03\x04" + le(20, 2) + le(static_cast<std::uint64_t>(e.local_flags.value_or(flags)), 2) +
-           le(static_cast<std::uint64_t>(e.local_method.value_or(e.method)), 2) + le(0, 4) + le(e.local_crc.value_or(e.descriptor ? 0 : sum), 4) +
-           le(e.local_compressed.value_or(e.descriptor ? 0 : compressed), 4) + le(e.local_size.value_or(e.descriptor ? 0 : size), 4) +
-           le(local_name.size(), 2) + le(e.local_extra.size(), 2) + local_name + e.local_extra + e.data;
+           le(static_cast<std::uint64_t>(e.local_method.value_or(e.method)), 2) + le(0, 4) +
+           le(e.local_crc.value_or(e.descriptor ? 0 : sum), 4) +
+           le(e.local_compressed.value_or(e.descriptor ? 0 : compressed), 4) +
+           le(e.local_size.value_or(e.descriptor ? 0 : size), 4) + le(local_name.size(), 2) + le(e.local_extra.size(), 2) +
+           local_name + e.local_extra + e.data;
     if (e.descriptor) out += le(0x08074B50, 4) + le(sum, 4) + le(compressed, 4) + le(size, 4);
-    directory += "PK\x01\x02" + le(20, 2) + le(20, 2) + le(static_cast<std::uint64_t>(flags), 2) + le(static_cast<std::uint64_t>(e.method), 2) + le(0, 4) + le(sum, 4) +
-                 le(compressed, 4) + le(size, 4) + le(e.name.size(), 2) + le(e.central_extra.size(), 2) + le(0, 2) +
+    directory += "PK\x01\x02" + le(20, 2) + le(20, 2) + le(static_cast<std::uint64_t>(flags), 2) +
+                 le(static_cast<std::uint64_t>(e.method), 2) + le(0, 4) + le(sum, 4) + le(compressed, 4) + le(size, 4) +
+                 le(e.name.size(), 2) + le(e.central_extra.size(), 2) + le(0, 2) +
                  le(static_cast<std::uint64_t>(e.disk.value_or(0)), 2) + le(0, 6) + le(at, 4) + e.name + e.central_extra;
   }
   const std::uint64_t start = out.size(), disk = static_cast<std::uint64_t>(end.disk.value_or(0));
   out += directory;
   if (end.zip64) {
     const std::uint64_t record = out.size(), count = end.count64.value_or(entries.size());
-    out += le(0x06064B50, 4) + le(44, 8) + le(45, 2) + le(45, 2) + le(0, 8) + le(count, 8) + le(count, 8) + le(directory.size(), 8) + le(start, 8);
+    out += le(0x06064B50, 4) + le(44, 8) + le(45, 2) + le(45, 2) + le(0, 8) + le(count, 8) + le(count, 8) +
+           le(directory.size(), 8) + le(start, 8);
     out += le(0x07064B50, 4) + le(0, 4) + le(record, 8) + le(1, 4);
   }
   const std::uint64_t count = end.count.value_or(end.zip64 ? 0xFFFF : entries.size());
-  out += le(0x06054B50, 4) + le(disk, 2) + le(disk, 2) + le(count, 2) + le(count, 2) + le(end.size.value_or(end.zip64 ? 0xFFFFFFFF : directory.size()), 4) +
+  out += le(0x06054B50, 4) + le(disk, 2) + le(disk, 2) + le(count, 2) + le(count, 2) +
+         le(end.size.value_or(end.zip64 ? 0xFFFFFFFF : directory.size()), 4) +
          le(end.offset.value_or(end.zip64 ? 0xFFFFFFFF : start), 4) + le(end.comment.size(), 2) + end.comment + end.suffix;
   return out;
 }
@@ -127,8 +139,8 @@ inline std::string storage(const tensor& t) {
   return "(" + text("storage") + global(t.module, t.storage) + text(t.key) + text("cuda:0") + integer(t.numel) + "tQ";
 }
 inline std::string value(const tensor& t) {
-  return global("torch._utils", "_rebuild_tensor_v2") + "(" + storage(t) + integer(t.offset) + tuple(t.size) + tuple(t.stride) + "\x89" +
-         global("collections", "OrderedDict") + ")R" + t.metadata + "tR";
+  return global("torch._utils", "_rebuild_tensor_v2") + "(" + storage(t) + integer(t.offset) + tuple(t.size) + tuple(t.stride) +
+         "\x89" + global("collections", "OrderedDict") + ")R" + t.metadata + "tR";
 }
 /// A dict of one tensor "w".
 inline std::string one(const tensor& t) { return program("}" + text("w") + value(t) + "s"); }
@@ -148,6 +160,8 @@ inline std::vector<entry> checkpoint_entries(const std::string& pickle, const st
           {.name = "archive/data/0", .data = data},
           {.name = "archive/version", .data = "3\n"}};
 }
-inline std::string checkpoint(const std::string& pickle, const std::string& data = floats(6)) { return zip(checkpoint_entries(pickle, data)); }
+inline std::string checkpoint(const std::string& pickle, const std::string& data = floats(6)) {
+  return zip(checkpoint_entries(pickle, data));
+}
 
 }  // namespace torch_bytes

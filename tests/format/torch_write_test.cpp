@@ -32,15 +32,19 @@ std::vector<std::byte> written(const ts::catalog& tensors, const ts::torch_write
   REQUIRE(layout.value().write(sink, run));
   return bytes;
 }
-ts::result<ts::torch_checkpoint> read(std::vector<std::byte> bytes) { return ts::read_torch(std::make_shared<ts::memory_source>("out.pt", std::move(bytes))); }
+ts::result<ts::torch_checkpoint> read(std::vector<std::byte> bytes) {
+  return ts::read_torch(std::make_shared<ts::memory_source>("out.pt", std::move(bytes)));
+}
 
 }  // namespace
 
 TEST_CASE("every element type that torch has is read back") {
   ts::catalog tensors;
-  for (const ts::dtype type : {ts::dtype::f64, ts::dtype::f32, ts::dtype::f16, ts::dtype::bf16, ts::dtype::i64, ts::dtype::i32, ts::dtype::i16, ts::dtype::i8,
-                               ts::dtype::u8, ts::dtype::boolean, ts::dtype::c64, ts::dtype::c128, ts::dtype::u16, ts::dtype::u32, ts::dtype::u64,
-                               ts::dtype::f8_e5m2, ts::dtype::f8_e4m3, ts::dtype::f8_e5m2fnuz, ts::dtype::f8_e4m3fnuz, ts::dtype::f8_e8m0})
+  for (const ts::dtype type :
+       {ts::dtype::f64,     ts::dtype::f32,     ts::dtype::f16,         ts::dtype::bf16,        ts::dtype::i64,
+        ts::dtype::i32,     ts::dtype::i16,     ts::dtype::i8,          ts::dtype::u8,          ts::dtype::boolean,
+        ts::dtype::c64,     ts::dtype::c128,    ts::dtype::u16,         ts::dtype::u32,         ts::dtype::u64,
+        ts::dtype::f8_e5m2, ts::dtype::f8_e4m3, ts::dtype::f8_e5m2fnuz, ts::dtype::f8_e4m3fnuz, ts::dtype::f8_e8m0})
     REQUIRE(tensors.add(std::string(ts::name_of(type)), made(type, {3, 5}), "test"));
   REQUIRE(tensors.add("scalar", made(ts::dtype::f32, {}), "test"));
   REQUIRE(tensors.add("empty", made(ts::dtype::f32, {0, 3}), "test"));
@@ -62,7 +66,9 @@ TEST_CASE("a type of less than a byte is refused") {
   REQUIRE(tensors.add("q", made(ts::dtype::i4, {4}), "test"));
   auto layout = ts::torch_layout::plan(tensors);
   REQUIRE_FALSE(layout);
-  CHECK(layout.error().message() == "UNS 'q': torch has no storage for the element type (expected a type of whole bytes, found i4); cast it, or write .safetensors");
+  CHECK(layout.error().message() ==
+        "UNS 'q': torch has no storage for the element type (expected a type of whole bytes, found i4); cast it, or write "
+        ".safetensors");
 }
 
 TEST_CASE("tied tensors share one storage") {
@@ -82,12 +88,22 @@ TEST_CASE("tied tensors share one storage") {
 TEST_CASE("a nested dict with values beside it") {
   ts::catalog tensors;
   for (int i = 0; i < 2345; ++i) REQUIRE(tensors.add("layer." + std::to_string(i), made(ts::dtype::u8, {2}), "test"));
-  const auto back = read(written(tensors, {.nested = "state_dict", .scalars = {{"global_step", 470000}, {"big", std::int64_t{-1} << 40}, {"rate", 0.25}, {"note", "é"}, {"on", true}, {"none", nullptr}}}));
+  const auto back = read(written(tensors, {.nested = "state_dict",
+                                           .scalars = {{"global_step", 470000},
+                                                       {"big", std::int64_t{-1} << 40},
+                                                       {"rate", 0.25},
+                                                       {"note", "é"},
+                                                       {"on", true},
+                                                       {"none", nullptr}}}));
   REQUIRE(back);
   CHECK(back.value().selected == "state_dict");
   CHECK(back.value().tensors.size() == 2345);
-  CHECK(back.value().scalars == std::vector<std::pair<std::string, ts::json_value>>{
-                                    {"global_step", 470000}, {"big", std::int64_t{-1} << 40}, {"rate", 0.25}, {"note", "é"}, {"on", true}, {"none", nullptr}});
+  CHECK(back.value().scalars == std::vector<std::pair<std::string, ts::json_value>>{{"global_step", 470000},
+                                                                                    {"big", std::int64_t{-1} << 40},
+                                                                                    {"rate", 0.25},
+                                                                                    {"note", "é"},
+                                                                                    {"on", true},
+                                                                                    {"none", nullptr}});
   CHECK_FALSE(ts::torch_layout::plan(tensors, {.scalars = {{"a", 1}}}));
   CHECK_FALSE(ts::torch_layout::plan(tensors, {.nested = "state_dict", .scalars = {{"a", ts::json_value::array{}}}}));
 }

@@ -27,10 +27,11 @@ std::string contents(const ts::zip_archive& archive, const std::string& name) {
 
 TEST_CASE("stored and deflated entries are found by name and read") {
   const std::string long_text(300000, 'x');
-  const auto archive = ts::open_zip(source(zip({{.name = "b", .data = "two"},
-                                                {.name = "a/c", .data = deflated(long_text), .method = 8, .size = long_text.size(), .crc32 = crc(long_text)},
-                                                {.name = "d/", .data = ""},
-                                                {.name = "empty", .data = ""}})));
+  const auto archive = ts::open_zip(
+      source(zip({{.name = "b", .data = "two"},
+                  {.name = "a/c", .data = deflated(long_text), .method = 8, .size = long_text.size(), .crc32 = crc(long_text)},
+                  {.name = "d/", .data = ""},
+                  {.name = "empty", .data = ""}})));
   REQUIRE(archive);
   CHECK(archive.value().entries().size() == 4);
   CHECK(contents(archive.value(), "b") == "two");
@@ -44,9 +45,10 @@ TEST_CASE("stored and deflated entries are found by name and read") {
 TEST_CASE("ZIP64, data descriptors, padding fields and an archive comment are accepted") {
   const std::string padding = "FB" + le(5, 2) + "ZZZZZ";
   const std::string wide = le(1, 2) + le(16, 2) + le(3, 8) + le(3, 8);
-  const auto archive = ts::open_zip(source(zip({{.name = "a", .data = "one", .flags = 0x0800, .local_extra = padding, .descriptor = true},
-                                                {.name = "b", .data = "two", .size = 0xFFFFFFFF, .compressed = 0xFFFFFFFF, .central_extra = wide, .local_extra = wide}},
-                                               {.zip64 = true, .comment = "a comment"})));
+  const auto archive = ts::open_zip(source(zip(
+      {{.name = "a", .data = "one", .flags = 0x0800, .local_extra = padding, .descriptor = true},
+       {.name = "b", .data = "two", .size = 0xFFFFFFFF, .compressed = 0xFFFFFFFF, .central_extra = wide, .local_extra = wide}},
+      {.zip64 = true, .comment = "a comment"})));
   REQUIRE(archive);
   CHECK(contents(archive.value(), "a") == "one");
   CHECK(contents(archive.value(), "b") == "two");
@@ -82,7 +84,8 @@ TEST_CASE("the checksum of a stored entry is compared if asked for; the answer i
 TEST_CASE("a deflated entry can be read at any offset") {
   std::string text;
   for (int i = 0; i < 50000; ++i) text += std::to_string(i) + " ";
-  const auto archive = ts::open_zip(source(zip({{.name = "a", .data = deflated(text), .method = 8, .size = text.size(), .crc32 = crc(text)}})));
+  const auto archive =
+      ts::open_zip(source(zip({{.name = "a", .data = deflated(text), .method = 8, .size = text.size(), .crc32 = crc(text)}})));
   REQUIRE(archive);
   const ts::entry_bytes opened = ts::open_entry(archive.value(), archive.value().entries()[0]);
   CHECK(opened.source->size() == text.size());
@@ -103,7 +106,9 @@ TEST_CASE("an archive that we write is read back; contents arrive in any order")
   std::vector<std::byte> bytes(layout.file_bytes());
   ts::memory_sink sink(bytes);
   ts::crc_sink first(sink, layout.offset(0), layout.size(0)), second(sink, layout.offset(1), layout.size(1));
-  const auto part = [](const std::string& s, std::size_t at, std::size_t n) { return std::as_bytes(std::span(s).subspan(at, n)); };
+  const auto part = [](const std::string& s, std::size_t at, std::size_t n) {
+    return std::as_bytes(std::span(s).subspan(at, n));
+  };
   REQUIRE(first.write_at(700, part(a, 700, 300)));
   CHECK_FALSE(first.crc());  // a gap
   REQUIRE(first.write_at(0, part(a, 0, 1)));

@@ -248,7 +248,7 @@ inline result<void> reserve(const descriptor& file, std::uint64_t bytes, const s
 }
 
 /// Copies a range between files inside the kernel. True: all of it is done. False: this pair of files cannot; nothing is
-/// promised about the range then. @fails integrity (the source became shorter), no_space, io
+/// promised about the range then. @fails no_space
 inline result<bool> copy_range(int from, std::uint64_t from_offset, const descriptor& to, std::uint64_t to_offset,
                                std::uint64_t bytes, const std::string& path) {
 #if defined(__linux__)
@@ -258,9 +258,9 @@ inline result<bool> copy_range(int from, std::uint64_t from_offset, const descri
     const auto step = static_cast<std::size_t>(std::min<std::uint64_t>(bytes, largest_transfer));
     const ::ssize_t done = ::copy_file_range(from, &in, to.get(), &out, step, 0);
     if (done < 0 && errno == EINTR) continue;
-    if (done < 0 && (errno == ENOSPC || errno == EDQUOT || errno == EFBIG || errno == EIO))
+    if (done < 0 && (errno == ENOSPC || errno == EDQUOT || errno == EFBIG))
       return call_failed("cannot copy into the file", path, errno, "byte offset " + std::to_string(out));
-    if (done <= 0) return false;  // other file systems, or the source ended early: read_at says which
+    if (done <= 0) return false;  // other file systems, an early end, a read or write error: read_at and write_at say which
     bytes -= static_cast<std::uint64_t>(done);
   }
   return true;

@@ -55,9 +55,8 @@ class zip_archive {
   std::span<const zip_entry> entries() const noexcept { return entries_; }
   /// The entry called exactly `name`, or nullptr.
   const zip_entry* find(std::string_view name) const noexcept {
-    const auto at = std::lower_bound(by_name_.begin(), by_name_.end(), name, [&](std::uint32_t i, std::string_view n) {
-      return std::string_view(entries_[i].name) < n;
-    });
+    const auto at = std::lower_bound(by_name_.begin(), by_name_.end(), name,
+                                     [&](std::uint32_t i, std::string_view n) { return std::string_view(entries_[i].name) < n; });
     return at != by_name_.end() && entries_[*at].name == name ? &entries_[*at] : nullptr;
   }
   /// Whether contents are compared with their CRC-32 (limits::check_crc).
@@ -116,8 +115,9 @@ class zip_reader {
   result<zip_archive> open() {
     TENSORSMITH_TRY(const zip_directory where, find_directory());
     if (where.bytes > limits_.zip_directory_bytes)
-      return fail(errc::limit, "the central directory is too large", std::to_string(limits_.zip_directory_bytes) + " bytes at most",
-                  std::to_string(where.bytes), "raise it with --max-zip-directory");
+      return fail(errc::limit, "the central directory is too large",
+                  std::to_string(limits_.zip_directory_bytes) + " bytes at most", std::to_string(where.bytes),
+                  "raise it with --max-zip-directory");
     if (where.bytes < where.count && where.count <= limits_.zip_entries)
       return fail(errc::malformed, "the end record counts more entries than the directory has room for",
                   std::to_string(where.count) + " entries", std::to_string(where.bytes) + " bytes");
@@ -132,8 +132,13 @@ class zip_reader {
 
  private:
   failure fail(errc code, std::string what, std::string expected = {}, std::string found = {}, std::string advice = {}) const {
-    return failure{.code = code, .what = std::move(what), .file = file_->name(), .place = place_, .expected = std::move(expected),
-                   .found = std::move(found), .advice = std::move(advice)};
+    return failure{.code = code,
+                   .what = std::move(what),
+                   .file = file_->name(),
+                   .place = place_,
+                   .expected = std::move(expected),
+                   .found = std::move(found),
+                   .advice = std::move(advice)};
   }
   void at_entry(const zip_entry& e) { place_ = "zip entry " + quoted(e.name); }
 
@@ -142,21 +147,23 @@ class zip_reader {
     const std::size_t length = static_cast<std::size_t>(std::min<std::uint64_t>(size, 65535 + 22));
     std::vector<std::byte> tail(length);
     TENSORSMITH_CHECK(file_->read_at(size - length, tail));
-    std::optional<std::size_t> last;   // the record nearest to the end
-    std::size_t complete = 0;          // records whose comment ends exactly with the file
+    std::optional<std::size_t> last;  // the record nearest to the end
+    std::size_t complete = 0;         // records whose comment ends exactly with the file
     for (std::size_t i = 0; i + 22 <= length; ++i) {
       if (tail[i] != std::byte{0x50} || zip_u32(tail, i) != 0x06054B50) continue;
       last = i;
       complete += i + 22 + zip_u16(tail, i + 20) == length;
     }
     if (!last)
-      return fail(errc::malformed, "the zip archive has no end record", "PK\\5\\6 in the last 64 KiB", "none", "is the download incomplete?");
+      return fail(errc::malformed, "the zip archive has no end record", "PK\\5\\6 in the last 64 KiB", "none",
+                  "is the download incomplete?");
     place_ = "byte offset " + std::to_string(size - length + *last);
-    if (complete > 1) return fail(errc::malformed, "the zip archive has more than one end record", "one", std::to_string(complete));
+    if (complete > 1)
+      return fail(errc::malformed, "the zip archive has more than one end record", "one", std::to_string(complete));
     const std::uint64_t end = size - length + *last + 22 + zip_u16(tail, *last + 20);
     if (end != size)
-      return fail(errc::malformed, "the zip archive does not end with its end record", "a file of " + std::to_string(end) + " bytes",
-                  std::to_string(size));
+      return fail(errc::malformed, "the zip archive does not end with its end record",
+                  "a file of " + std::to_string(end) + " bytes", std::to_string(size));
     return read_end(std::span(tail).subspan(*last, 22), size - length + *last);
   }
 
@@ -165,38 +172,46 @@ class zip_reader {
     if (zip_u16(end, 4) != zip_u16(end, 6) || (zip_u16(end, 4) != 0 && zip_u16(end, 4) != 0xFFFF))
       return fail(errc::unsupported, "the zip archive is split over several disks", "disk 0", std::to_string(zip_u16(end, 4)));
     if (zip_u16(end, 8) != zip_u16(end, 10))
-      return fail(errc::malformed, "the end record gives two entry counts", std::to_string(zip_u16(end, 10)), std::to_string(zip_u16(end, 8)));
+      return fail(errc::malformed, "the end record gives two entry counts", std::to_string(zip_u16(end, 10)),
+                  std::to_string(zip_u16(end, 8)));
     std::uint64_t directory_end = position;
     std::vector<std::byte> locator(20);
     if (position >= 20) TENSORSMITH_CHECK(file_->read_at(position - 20, locator));
     if (position >= 20 && zip_u32(locator, 0) == 0x07064B50) {
       const zip_directory narrow = where;
       TENSORSMITH_TRY(where, read_zip64_end(locator, position - 20, directory_end));
-      if ((narrow.offset != 0xFFFFFFFF && narrow.offset != where.offset) || (narrow.bytes != 0xFFFFFFFF && narrow.bytes != where.bytes) ||
-          (narrow.count != 0xFFFF && narrow.count != where.count))
+      if ((narrow.offset != 0xFFFFFFFF && narrow.offset != where.offset) ||
+          (narrow.bytes != 0xFFFFFFFF && narrow.bytes != where.bytes) || (narrow.count != 0xFFFF && narrow.count != where.count))
         return fail(errc::malformed, "the two end records contradict each other",
-                    "count " + std::to_string(where.count) + ", bytes " + std::to_string(where.bytes) + ", offset " + std::to_string(where.offset),
-                    "count " + std::to_string(narrow.count) + ", bytes " + std::to_string(narrow.bytes) + ", offset " + std::to_string(narrow.offset));
+                    "count " + std::to_string(where.count) + ", bytes " + std::to_string(where.bytes) + ", offset " +
+                        std::to_string(where.offset),
+                    "count " + std::to_string(narrow.count) + ", bytes " + std::to_string(narrow.bytes) + ", offset " +
+                        std::to_string(narrow.offset));
     }
     if (where.offset > directory_end || where.bytes != directory_end - where.offset)
-      return fail(errc::malformed, "the central directory does not end where its end record begins", "byte " + std::to_string(directory_end),
+      return fail(errc::malformed, "the central directory does not end where its end record begins",
+                  "byte " + std::to_string(directory_end),
                   "offset " + std::to_string(where.offset) + " and " + std::to_string(where.bytes) + " bytes");
     return where;
   }
 
   result<zip_directory> read_zip64_end(std::span<const std::byte> locator, std::uint64_t position, std::uint64_t& directory_end) {
     if (zip_u32(locator, 4) != 0 || zip_u32(locator, 16) > 1)
-      return fail(errc::unsupported, "the zip archive is split over several disks", "1 disk", std::to_string(zip_u32(locator, 16)));
+      return fail(errc::unsupported, "the zip archive is split over several disks", "1 disk",
+                  std::to_string(zip_u32(locator, 16)));
     const std::uint64_t offset = zip_u64(locator, 8);
     std::vector<std::byte> record(56);
     if (offset > position || position - offset < 56)
-      return fail(errc::malformed, "the ZIP64 end record lies outside the file", "at most byte " + std::to_string(position), std::to_string(offset));
+      return fail(errc::malformed, "the ZIP64 end record lies outside the file", "at most byte " + std::to_string(position),
+                  std::to_string(offset));
     TENSORSMITH_CHECK(file_->read_at(offset, record));
     if (zip_u32(record, 0) != 0x06064B50 || zip_u64(record, 4) != position - offset - 12)
-      return fail(errc::malformed, "the ZIP64 end record is damaged", "PK\\6\\6 and " + std::to_string(position - offset - 12) + " bytes",
+      return fail(errc::malformed, "the ZIP64 end record is damaged",
+                  "PK\\6\\6 and " + std::to_string(position - offset - 12) + " bytes",
                   zip_hex(zip_u32(record, 0)) + " and " + std::to_string(zip_u64(record, 4)));
     if (zip_u32(record, 16) != 0 || zip_u32(record, 20) != 0)
-      return fail(errc::unsupported, "the zip archive is split over several disks", "disk 0", std::to_string(zip_u32(record, 16)));
+      return fail(errc::unsupported, "the zip archive is split over several disks", "disk 0",
+                  std::to_string(zip_u32(record, 16)));
     if (zip_u64(record, 24) != zip_u64(record, 32))
       return fail(errc::malformed, "the ZIP64 end record gives two entry counts", std::to_string(zip_u64(record, 32)),
                   std::to_string(zip_u64(record, 24)));
@@ -212,12 +227,14 @@ class zip_reader {
         return fail(errc::limit, "the zip archive has too many entries", std::to_string(limits_.zip_entries) + " at most",
                     std::to_string(where.count), "raise it with --max-zip-entries");
       if (directory.size() - at < 46 || zip_u32(directory, at) != 0x02014B50)
-        return fail(errc::malformed, "the central directory is damaged", "PK\\1\\2 and 46 bytes",
-                    directory.size() - at < 4 ? std::to_string(directory.size() - at) + " bytes" : zip_hex(zip_u32(directory, at)));
-      const std::size_t name = zip_u16(directory, at + 28), extra = zip_u16(directory, at + 30), comment = zip_u16(directory, at + 32);
+        return fail(
+            errc::malformed, "the central directory is damaged", "PK\\1\\2 and 46 bytes",
+            directory.size() - at < 4 ? std::to_string(directory.size() - at) + " bytes" : zip_hex(zip_u32(directory, at)));
+      const std::size_t name = zip_u16(directory, at + 28), extra = zip_u16(directory, at + 30),
+                        comment = zip_u16(directory, at + 32);
       if (directory.size() - at - 46 < name + extra + comment)
-        return fail(errc::malformed, "a directory entry reaches past the central directory", std::to_string(name + extra + comment) + " bytes",
-                    std::to_string(directory.size() - at - 46));
+        return fail(errc::malformed, "a directory entry reaches past the central directory",
+                    std::to_string(name + extra + comment) + " bytes", std::to_string(directory.size() - at - 46));
       zip_entry e;
       e.name.assign(reinterpret_cast<const char*>(directory.data() + at + 46), name);
       at_entry(e);
@@ -235,8 +252,8 @@ class zip_reader {
     }
     place_.clear();
     if (entries_.size() != where.count)
-      return fail(errc::malformed, "the end record counts other entries than the central directory has", std::to_string(where.count),
-                  std::to_string(entries_.size()));
+      return fail(errc::malformed, "the end record counts other entries than the central directory has",
+                  std::to_string(where.count), std::to_string(entries_.size()));
     return {};
   }
 
@@ -249,11 +266,13 @@ class zip_reader {
     for (std::uint64_t* value : {&e.size, &e.compressed, &e.header_offset}) {
       if (*value != 0xFFFFFFFF) continue;
       if (field.size() - at < 8)
-        return fail(errc::malformed, "the ZIP64 extra field is too short", std::to_string(at + 8) + " bytes", std::to_string(field.size()));
+        return fail(errc::malformed, "the ZIP64 extra field is too short", std::to_string(at + 8) + " bytes",
+                    std::to_string(field.size()));
       *value = zip_u64(field, at);
       at += 8;
     }
-    if (disk == 0xFFFF && field.size() - at >= 4) disk = static_cast<std::uint16_t>(std::min<std::uint32_t>(zip_u32(field, at), 0xFFFF));
+    if (disk == 0xFFFF && field.size() - at >= 4)
+      disk = static_cast<std::uint16_t>(std::min<std::uint32_t>(zip_u32(field, at), 0xFFFF));
     if (disk != 0) return fail(errc::unsupported, "the entry lies on another disk", "disk 0", std::to_string(disk));
     return {};
   }
@@ -264,8 +283,8 @@ class zip_reader {
     for (std::size_t at = 0; at + 4 <= extra.size();) {
       const std::size_t length = zip_u16(extra, at + 2);
       if (length > extra.size() - at - 4)
-        return fail(errc::malformed, "an extra field reaches past its record", std::to_string(extra.size() - at - 4) + " bytes at most",
-                    std::to_string(length));
+        return fail(errc::malformed, "an extra field reaches past its record",
+                    std::to_string(extra.size() - at - 4) + " bytes at most", std::to_string(length));
       if (zip_u16(extra, at) == 0x0001) {
         if (seen) return fail(errc::malformed, "the entry has two ZIP64 extra fields");
         if (length < 4 || length > 28)
@@ -296,14 +315,17 @@ class zip_reader {
       return fail(errc::unsupported, "the entry is compressed in an unsupported way", "method 0 (stored) or 8 (deflated)",
                   "method " + std::to_string(e.method));
     if (e.method == 0 && e.compressed != e.size)
-      return fail(errc::malformed, "the stored entry has two sizes", std::to_string(e.size) + " bytes", std::to_string(e.compressed));
-    if (e.header_offset > directory_offset || directory_offset - e.header_offset < 30 || e.compressed > directory_offset - e.header_offset - 30)
-      return fail(errc::malformed, "the entry reaches past the entries' part of the file", "an end at or before byte " + std::to_string(directory_offset),
+      return fail(errc::malformed, "the stored entry has two sizes", std::to_string(e.size) + " bytes",
+                  std::to_string(e.compressed));
+    if (e.header_offset > directory_offset || directory_offset - e.header_offset < 30 ||
+        e.compressed > directory_offset - e.header_offset - 30)
+      return fail(errc::malformed, "the entry reaches past the entries' part of the file",
+                  "an end at or before byte " + std::to_string(directory_offset),
                   "offset " + std::to_string(e.header_offset) + " and " + std::to_string(e.compressed) + " bytes");
     // deflate turns one byte into at most 1032
     if (e.method == 8 && e.size / 1032 > e.compressed + 8)
-      return fail(errc::malformed, "the deflated entry cannot be as large as declared", "at most 1032 times " + std::to_string(e.compressed) + " bytes",
-                  std::to_string(e.size));
+      return fail(errc::malformed, "the deflated entry cannot be as large as declared",
+                  "at most 1032 times " + std::to_string(e.compressed) + " bytes", std::to_string(e.size));
     if (e.method == 8 && e.size > zip_free_expansion && e.size / limits_.expansion > e.compressed)
       return fail(errc::limit, "the deflated entry expands too much", "at most " + std::to_string(limits_.expansion) + " times",
                   std::to_string(e.size) + " bytes from " + std::to_string(e.compressed), "raise it with --max-expansion");
@@ -344,7 +366,8 @@ class zip_reader {
     head.resize(static_cast<std::size_t>(std::min<std::uint64_t>(30 + e.name.size(), file_->size() - e.header_offset)));
     TENSORSMITH_CHECK(file_->read_at(e.header_offset, head));
     if (zip_u32(head, 0) != 0x04034B50)
-      return fail(errc::malformed, "there is no local header at byte offset " + std::to_string(e.header_offset), "PK\\3\\4", zip_hex(zip_u32(head, 0)));
+      return fail(errc::malformed, "there is no local header at byte offset " + std::to_string(e.header_offset), "PK\\3\\4",
+                  zip_hex(zip_u32(head, 0)));
     const std::size_t name = zip_u16(head, 26), extra = zip_u16(head, 28);
     const std::string_view local(reinterpret_cast<const char*>(head.data() + 30), head.size() - 30);
     if (name != e.name.size() || local != e.name)
@@ -357,7 +380,8 @@ class zip_reader {
                   std::to_string(zip_u16(head, 8)));
     e.data_offset = e.header_offset + 30 + name + extra;
     if (e.data_offset > directory_offset || e.compressed > directory_offset - e.data_offset)
-      return fail(errc::malformed, "the entry overlaps the central directory", "an end at or before byte " + std::to_string(directory_offset),
+      return fail(errc::malformed, "the entry overlaps the central directory",
+                  "an end at or before byte " + std::to_string(directory_offset),
                   "offset " + std::to_string(e.data_offset) + " and " + std::to_string(e.compressed) + " bytes");
     if ((flags & 0x0008) != 0) return {};  // sizes and checksum follow the data
     zip_entry copy{.name = {}, .compressed = zip_u32(head, 18), .size = zip_u32(head, 22)};
@@ -368,9 +392,10 @@ class zip_reader {
       TENSORSMITH_CHECK(read_zip64_extra(fields, copy, 0));
     }
     if (copy.crc != e.crc || copy.compressed != e.compressed || copy.size != e.size)
-      return fail(errc::malformed, "the local header contradicts the central directory",
-                  "CRC " + zip_hex(e.crc) + ", " + std::to_string(e.compressed) + " and " + std::to_string(e.size) + " bytes",
-                  "CRC " + zip_hex(copy.crc) + ", " + std::to_string(copy.compressed) + " and " + std::to_string(copy.size) + " bytes");
+      return fail(
+          errc::malformed, "the local header contradicts the central directory",
+          "CRC " + zip_hex(e.crc) + ", " + std::to_string(e.compressed) + " and " + std::to_string(e.size) + " bytes",
+          "CRC " + zip_hex(copy.crc) + ", " + std::to_string(copy.compressed) + " and " + std::to_string(copy.size) + " bytes");
     return {};
   }
 
@@ -382,13 +407,15 @@ class zip_reader {
     place_.clear();
     const std::uint64_t first = order.empty() ? directory_offset : entries_[order[0]].header_offset;
     if (first != 0)
-      return fail(errc::malformed, "the zip archive does not start at the first byte of the file", "byte 0", "byte " + std::to_string(first));
+      return fail(errc::malformed, "the zip archive does not start at the first byte of the file", "byte 0",
+                  "byte " + std::to_string(first));
     for (std::size_t i = 1; i < order.size(); ++i) {
       const zip_entry &before = entries_[order[i - 1]], &e = entries_[order[i]];
       if (e.header_offset >= before.data_offset + before.compressed) continue;
       at_entry(e);
       return fail(errc::malformed, "the entry overlaps " + quoted(before.name),
-                  "a start at or after byte " + std::to_string(before.data_offset + before.compressed), "byte " + std::to_string(e.header_offset));
+                  "a start at or after byte " + std::to_string(before.data_offset + before.compressed),
+                  "byte " + std::to_string(e.header_offset));
     }
     return {};
   }
@@ -402,14 +429,19 @@ class zip_reader {
 
 inline failure zip_entry_failure(const byte_source& file, const zip_entry& e, errc code, std::string what, std::string expected,
                                  std::string found, std::string advice = {}) {
-  return failure{.code = code, .what = std::move(what), .file = file.name(), .place = "zip entry " + quoted(e.name),
-                 .expected = std::move(expected), .found = std::move(found), .advice = std::move(advice)};
+  return failure{.code = code,
+                 .what = std::move(what),
+                 .file = file.name(),
+                 .place = "zip entry " + quoted(e.name),
+                 .expected = std::move(expected),
+                 .found = std::move(found),
+                 .advice = std::move(advice)};
 }
 
 inline result<void> compare_crc(const byte_source& file, const zip_entry& e, std::uint32_t actual) {
   if (actual == e.crc) return {};
-  return zip_entry_failure(file, e, errc::integrity, "the contents do not match their checksum", "CRC-32 " + zip_hex(e.crc), zip_hex(actual),
-                           "the file is damaged, or was written without checksums: --no-crc reads it as it is");
+  return zip_entry_failure(file, e, errc::integrity, "the contents do not match their checksum", "CRC-32 " + zip_hex(e.crc),
+                           zip_hex(actual), "the file is damaged, or was written without checksums: --no-crc reads it as it is");
 }
 
 /// Inflates a whole entry. Memory grows with the bytes that come out, never past the declared size.
@@ -425,7 +457,8 @@ inline result<std::vector<std::byte>> inflate_entry(const byte_source& file, con
   int status = Z_OK;
   while (status != Z_STREAM_END) {
     if (stream.avail_in == 0 && consumed < e.compressed) {
-      const auto part = std::span(in).first(static_cast<std::size_t>(std::min<std::uint64_t>(in.size(), e.compressed - consumed)));
+      const auto part =
+          std::span(in).first(static_cast<std::size_t>(std::min<std::uint64_t>(in.size(), e.compressed - consumed)));
       TENSORSMITH_CHECK(file.read_at(e.data_offset + consumed, part));
       consumed += part.size();
       stream.next_in = reinterpret_cast<Bytef*>(part.data());
@@ -440,7 +473,8 @@ inline result<std::vector<std::byte>> inflate_entry(const byte_source& file, con
     status = ::inflate(&stream, Z_NO_FLUSH);
     const std::uint64_t step = before - stream.avail_out;
     if (room == 0 && step > 0)
-      return zip_entry_failure(file, e, errc::malformed, "the entry inflates to more than it declares", std::to_string(e.size) + " bytes", "more");
+      return zip_entry_failure(file, e, errc::malformed, "the entry inflates to more than it declares",
+                               std::to_string(e.size) + " bytes", "more");
     produced += step;
     if (status != Z_OK && status != Z_STREAM_END)
       return zip_entry_failure(file, e, errc::malformed, "the deflated data is damaged", "a complete deflate stream",
@@ -461,8 +495,9 @@ class inflated_source final : public byte_source {
   const std::string& name() const noexcept override { return archive_.file()->name(); }
   result<void> read_at(std::uint64_t offset, std::span<std::byte> out) const override {
     if (offset > entry_.size || out.size() > entry_.size - offset)
-      return zip_entry_failure(*archive_.file(), entry_, errc::malformed, "read past the end", std::to_string(out.size()) + " bytes at " +
-                               std::to_string(offset), std::to_string(entry_.size) + " bytes");
+      return zip_entry_failure(*archive_.file(), entry_, errc::malformed, "read past the end",
+                               std::to_string(out.size()) + " bytes at " + std::to_string(offset),
+                               std::to_string(entry_.size) + " bytes");
     const std::lock_guard lock(mutex_);
     if (!bytes_) {
       TENSORSMITH_TRY(std::vector<std::byte> all, inflate_entry(*archive_.file(), entry_));
@@ -500,7 +535,8 @@ class crc_check final : public integrity_check {
     std::uint32_t crc = 0;
     for (std::uint64_t at = 0; at < entry_.size; at += buffer.size()) {
       if (run.cancelled()) return failure{.code = errc::cancelled, .what = "cancelled", .file = file_->name()};
-      const auto part = std::span(buffer).first(static_cast<std::size_t>(std::min<std::uint64_t>(buffer.size(), entry_.size - at)));
+      const auto part =
+          std::span(buffer).first(static_cast<std::size_t>(std::min<std::uint64_t>(buffer.size(), entry_.size - at)));
       TENSORSMITH_CHECK(file_->read_at(entry_.data_offset + at, part));
       crc = crc32_of(part, crc);
     }
@@ -524,10 +560,12 @@ inline result<zip_archive> open_zip(std::shared_ptr<const byte_source> file, con
 
 /// The whole contents of a small entry. `most` bounds its size; `option` is what raises that bound, for the message.
 /// @fails limit, malformed, integrity (CRC-32), io.
-inline result<std::vector<std::byte>> read_entry(const zip_archive& archive, const zip_entry& e, std::uint64_t most, std::string_view option) {
+inline result<std::vector<std::byte>> read_entry(const zip_archive& archive, const zip_entry& e, std::uint64_t most,
+                                                 std::string_view option) {
   if (e.size > most)
-    return detail::zip_entry_failure(*archive.file(), e, errc::limit, "the entry is too large", std::to_string(most) + " bytes at most",
-                                     std::to_string(e.size), "raise it with " + std::string(option));
+    return detail::zip_entry_failure(*archive.file(), e, errc::limit, "the entry is too large",
+                                     std::to_string(most) + " bytes at most", std::to_string(e.size),
+                                     "raise it with " + std::string(option));
   std::vector<std::byte> bytes;
   if (e.method == 8) {
     TENSORSMITH_TRY(bytes, detail::inflate_entry(*archive.file(), e));
@@ -543,11 +581,12 @@ inline result<std::vector<std::byte>> read_entry(const zip_archive& archive, con
 /// deflated one (inflated as a whole when first read).
 struct entry_bytes {
   std::shared_ptr<const byte_source> source;
-  std::uint64_t offset = 0;                 ///< of the first byte of the contents, in `source`
-  std::shared_ptr<integrity_check> check;   ///< CRC-32 of a stored entry; null if not to be checked (or checked when inflating)
+  std::uint64_t offset = 0;                ///< of the first byte of the contents, in `source`
+  std::shared_ptr<integrity_check> check;  ///< CRC-32 of a stored entry; null if not to be checked (or checked when inflating)
 };
 
-/// Presents an entry as bytes for stored_tensor() and strided_tensor(). Needs no memory for stored entries, e.size for deflated ones.
+/// Presents an entry as bytes for stored_tensor() and strided_tensor(). Needs no memory for stored entries, e.size for deflated
+/// ones.
 inline entry_bytes open_entry(const zip_archive& archive, const zip_entry& e) {
   if (e.method == 8) return {std::make_shared<detail::inflated_source>(archive, e), 0, nullptr};
   entry_bytes out{archive.file(), e.data_offset, nullptr};

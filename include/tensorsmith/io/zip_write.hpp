@@ -79,7 +79,8 @@ class zip_layout {
   static std::uint64_t narrowed(std::uint64_t value) noexcept { return std::min<std::uint64_t>(value, 0xFFFFFFFF); }
   /// What local header and directory share: version needed, UTF-8 names, stored, 1980-01-01, CRC, sizes, length of the name.
   static void common(std::vector<std::byte>& out, const entry& e, std::uint32_t crc) {
-    number(out, wide(e.size) || wide(e.header) ? 45 : 10, 2), number(out, 0x0800, 2), number(out, 0, 2), number(out, 0, 2), number(out, 0x0021, 2);
+    number(out, wide(e.size) || wide(e.header) ? 45 : 10, 2), number(out, 0x0800, 2), number(out, 0, 2), number(out, 0, 2),
+        number(out, 0x0021, 2);
     number(out, crc, 4), number(out, narrowed(e.size), 4), number(out, narrowed(e.size), 4), number(out, e.name.size(), 2);
   }
 
@@ -93,7 +94,8 @@ class zip_layout {
       if (wide(e.header)) number(extra, e.header, 8);
       number(out, 0x02014B50, 4), number(out, 0x032D, 2);
       common(out, e, i < crcs.size() ? crcs[i] : 0);
-      number(out, extra.empty() ? 0 : 4 + extra.size(), 2), number(out, 0, 2), number(out, 0, 2), number(out, 0, 2), number(out, 0, 4);
+      number(out, extra.empty() ? 0 : 4 + extra.size(), 2), number(out, 0, 2), number(out, 0, 2), number(out, 0, 2),
+          number(out, 0, 4);
       number(out, narrowed(e.header), 4);
       text(out, e.name);
       if (!extra.empty()) number(out, 0x0001, 2), number(out, extra.size(), 2);
@@ -101,7 +103,8 @@ class zip_layout {
     }
     const std::uint64_t bytes = out.size(), count = entries_.size();
     if (wide(bytes) || wide(end_) || count >= 0xFFFF) {
-      number(out, 0x06064B50, 4), number(out, 44, 8), number(out, 0x032D, 2), number(out, 45, 2), number(out, 0, 4), number(out, 0, 4);
+      number(out, 0x06064B50, 4), number(out, 44, 8), number(out, 0x032D, 2), number(out, 45, 2), number(out, 0, 4),
+          number(out, 0, 4);
       number(out, count, 8), number(out, count, 8), number(out, bytes, 8), number(out, end_, 8);
       number(out, 0x07064B50, 4), number(out, 0, 4), number(out, end_ + bytes, 8), number(out, 1, 4);
     }
@@ -123,7 +126,9 @@ class crc_sink final : public byte_sink {
   const std::string& name() const noexcept override { return to_.name(); }
   result<void> write_at(std::uint64_t offset, std::span<const std::byte> bytes) override {
     if (offset > size_ || bytes.size() > size_ - offset)
-      return failure{.code = errc::internal, .what = "write past the planned end of a zip entry", .file = name(),
+      return failure{.code = errc::internal,
+                     .what = "write past the planned end of a zip entry",
+                     .file = name(),
                      .place = "byte offset " + std::to_string(offset)};
     const std::uint32_t crc = crc32_of(bytes);
     TENSORSMITH_CHECK(to_.write_at(offset_ + offset, bytes));
@@ -144,7 +149,10 @@ class crc_sink final : public byte_sink {
       end += p.length;
     }
     if (end != size_)
-      return failure{.code = errc::internal, .what = "a zip entry was not written as planned", .file = name(), .expected = std::to_string(size_) + " bytes",
+      return failure{.code = errc::internal,
+                     .what = "a zip entry was not written as planned",
+                     .file = name(),
+                     .expected = std::to_string(size_) + " bytes",
                      .found = "a gap or an overlap at " + std::to_string(end)};
     return all;
   }

@@ -10,6 +10,7 @@
 #include <utility>
 
 #include "tensorsmith/core/job.hpp"
+#include "tensorsmith/pass/expose_stored_weights.hpp"
 #include "tensorsmith/pass/remove_unused.hpp"
 #include "tensorsmith/target/ort_attention.hpp"
 #include "tensorsmith/target/ort_layers.hpp"
@@ -64,6 +65,7 @@ inline result<void> lower_to_ort(graph& model, const ort_options& options) {
   if (options.opset < 14 || options.opset > 21)
     return failure{.code = errc::usage, .what = "the ONNX operator set is not supported", .expected = "14 to 21",
                    .found = std::to_string(options.opset), .advice = "pass --opset with a number in that range"};
+  if (options.keep_stored_weights) expose_stored_weights(model);
   graph_emitter out(model);
   detail::ort_context c{out, model, options, {}, {}, {}};
   for (std::size_t i = 0; i < model.initializers.size(); ++i) c.weights.emplace(model.initializers[i].value, i);

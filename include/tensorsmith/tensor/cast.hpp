@@ -34,6 +34,7 @@ class cast_recipe final : public recipe {
     }
     return {};
   }
+  recipe_ptr uncast() const override { return inner_; }
   recipe_ptr fold_transpose() const override { return wrapped(inner_->fold_transpose()); }
   recipe_ptr fold_reshape(const shape_type& shape) const override { return wrapped(inner_->fold_reshape(shape)); }
   recipe_ptr fold_rows(std::size_t first, std::size_t count) const override { return wrapped(inner_->fold_rows(first, count)); }

@@ -112,6 +112,8 @@ class recipe {
   virtual std::shared_ptr<recipe> fold_transpose() const { return nullptr; }
   virtual std::shared_ptr<recipe> fold_reshape(const shape_type&) const { return nullptr; }
   virtual std::shared_ptr<recipe> fold_rows(std::size_t /*first*/, std::size_t /*count*/) const { return nullptr; }
+  /// If this only converts the element type of another recipe's output 0: that recipe; else nullptr.
+  virtual std::shared_ptr<recipe> uncast() const { return nullptr; }
 
  protected:
   /// Bytes of one row of region `r` of output 0. @pre whole bytes (the grain sees to it)

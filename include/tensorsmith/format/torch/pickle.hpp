@@ -29,8 +29,8 @@ class pickle_machine : private pickle_state {
   /// Runs up to STOP. With `whole`, bytes behind STOP are an error.
   result<pickle_document> run(bool whole) {
     if (bytes_.size() > limits_.pickle_bytes || bytes_.size() > 0x7FFFFFFF)
-      fail(errc::limit, "the pickle is too large", std::to_string(limits_.pickle_bytes) + " bytes at most", std::to_string(bytes_.size()),
-           "raise it with --max-pickle");
+      fail(errc::limit, "the pickle is too large", std::to_string(limits_.pickle_bytes) + " bytes at most",
+           std::to_string(bytes_.size()), "raise it with --max-pickle");
     none_ = add(pickle_kind::none);
     false_ = add(pickle_kind::boolean, 0);
     true_ = add(pickle_kind::boolean, 1);
@@ -45,9 +45,11 @@ class pickle_machine : private pickle_state {
       }
       op_ = std::to_integer<std::uint8_t>(bytes_[at_++]);
       if (op_at_ == start && op_ != 0x80)
-        fail(errc::unsupported, "the pickle does not name its protocol", "PROTO 2 to 5", "another opcode: protocol 0 or 1, or no pickle");
+        fail(errc::unsupported, "the pickle does not name its protocol", "PROTO 2 to 5",
+             "another opcode: protocol 0 or 1, or no pickle");
       else if (++opcodes > limits_.pickle_opcodes)
-        fail(errc::limit, "the pickle has too many opcodes", std::to_string(limits_.pickle_opcodes) + " at most", "more", "raise it with --max-pickle-opcodes");
+        fail(errc::limit, "the pickle has too many opcodes", std::to_string(limits_.pickle_opcodes) + " at most", "more",
+             "raise it with --max-pickle-opcodes");
       else
         step(start);
     }
@@ -64,59 +66,132 @@ class pickle_machine : private pickle_state {
 
   bool step(std::size_t start) {
     switch (op_) {
-      case 0x80: return protocol(start);
-      case 0x95: return frame();
-      case '.': return stop();
-      case '(': return mark();
-      case '}': return push(add(pickle_kind::dict));
-      case ']': return push(add(pickle_kind::list));
-      case 0x8F: return push(add(pickle_kind::set));
-      case ')': return push(empty_tuple_);
-      case 'N': return push(none_);
-      case 0x88: return push(true_);
-      case 0x89: return push(false_);
-      case 'K': case 'M': case 'J': case 0x8A: case 0x8B: case 'G': return binary_number();
-      case 'I': case 'L': case 'F': return text_number();
-      case 'X': return counted(pickle_kind::text, 4);
-      case 0x8C: return counted(pickle_kind::text, 1);
-      case 0x8D: return counted(pickle_kind::text, 8);
-      case 'U': return counted(pickle_kind::text, 1);
-      case 'T': return counted(pickle_kind::text, 4);
-      case 'C': return counted(pickle_kind::bytes, 1);
-      case 'B': return counted(pickle_kind::bytes, 4);
-      case 0x8E: case 0x96: return counted(pickle_kind::bytes, 8);
-      case 'S': return quoted_text();
-      case 'V': return escaped_text();
-      case 't': return tuple_from_mark();
-      case 0x85: case 0x86: case 0x87: return depth_of_stack(op_ - 0x84U) && make_tuple(stack_.size() - (op_ - 0x84U));
-      case 'l': return from_mark(pickle_kind::list);
-      case 'd': return from_mark(pickle_kind::dict);
-      case 0x91: return from_mark(pickle_kind::set);
-      case 'a': return depth_of_stack(2) && append(stack_.size() - 1);
-      case 's': return depth_of_stack(3) && set_items(stack_.size() - 2);
-      case 'e': case 'u': case 0x90: return onto_mark();
-      case '0': return drop();
-      case '1': return drop_mark();
-      case '2': return depth_of_stack(1) && push(stack_.back());
-      case 'p': return memo_line(true);
-      case 'g': return memo_line(false);
-      case 'q': case 'r': case 0x94: return put_binary();
-      case 'h': case 'j': return get_binary();
-      case 'c': return global_line();
-      case 0x93: return stack_global();
-      case 'R': case 0x81: return depth_of_stack(2) && call(pickle_document::nothing);
-      case 0x92: return call_with_keywords();
-      case 'i': case 'o': return old_object();
-      case 'b': return build();
-      case 'Q': return persistent_id();
-      case 'P': return fail(errc::malformed, "a persistent id is a line of text", "a tuple (\"storage\", …)", "text");
-      default: return refuse();
+      case 0x80:
+        return protocol(start);
+      case 0x95:
+        return frame();
+      case '.':
+        return stop();
+      case '(':
+        return mark();
+      case '}':
+        return push(add(pickle_kind::dict));
+      case ']':
+        return push(add(pickle_kind::list));
+      case 0x8F:
+        return push(add(pickle_kind::set));
+      case ')':
+        return push(empty_tuple_);
+      case 'N':
+        return push(none_);
+      case 0x88:
+        return push(true_);
+      case 0x89:
+        return push(false_);
+      case 'K':
+      case 'M':
+      case 'J':
+      case 0x8A:
+      case 0x8B:
+      case 'G':
+        return binary_number();
+      case 'I':
+      case 'L':
+      case 'F':
+        return text_number();
+      case 'X':
+        return counted(pickle_kind::text, 4);
+      case 0x8C:
+        return counted(pickle_kind::text, 1);
+      case 0x8D:
+        return counted(pickle_kind::text, 8);
+      case 'U':
+        return counted(pickle_kind::text, 1);
+      case 'T':
+        return counted(pickle_kind::text, 4);
+      case 'C':
+        return counted(pickle_kind::bytes, 1);
+      case 'B':
+        return counted(pickle_kind::bytes, 4);
+      case 0x8E:
+      case 0x96:
+        return counted(pickle_kind::bytes, 8);
+      case 'S':
+        return quoted_text();
+      case 'V':
+        return escaped_text();
+      default:
+        return step_on_values();
+    }
+  }
+  /// The opcodes that take values from the stack.
+  bool step_on_values() {
+    switch (op_) {
+      case 't':
+        return tuple_from_mark();
+      case 0x85:
+      case 0x86:
+      case 0x87:
+        return depth_of_stack(op_ - 0x84U) && make_tuple(stack_.size() - (op_ - 0x84U));
+      case 'l':
+        return from_mark(pickle_kind::list);
+      case 'd':
+        return from_mark(pickle_kind::dict);
+      case 0x91:
+        return from_mark(pickle_kind::set);
+      case 'a':
+        return depth_of_stack(2) && append(stack_.size() - 1);
+      case 's':
+        return depth_of_stack(3) && set_items(stack_.size() - 2);
+      case 'e':
+      case 'u':
+      case 0x90:
+        return onto_mark();
+      case '0':
+        return drop();
+      case '1':
+        return drop_mark();
+      case '2':
+        return depth_of_stack(1) && push(stack_.back());
+      case 'p':
+        return memo_line(true);
+      case 'g':
+        return memo_line(false);
+      case 'q':
+      case 'r':
+      case 0x94:
+        return put_binary();
+      case 'h':
+      case 'j':
+        return get_binary();
+      case 'c':
+        return global_line();
+      case 0x93:
+        return stack_global();
+      case 'R':
+      case 0x81:
+        return depth_of_stack(2) && call(pickle_document::nothing);
+      case 0x92:
+        return call_with_keywords();
+      case 'i':
+      case 'o':
+        return old_object();
+      case 'b':
+        return build();
+      case 'Q':
+        return persistent_id();
+      case 'P':
+        return fail(errc::malformed, "a persistent id is a line of text", "a tuple (\"storage\", …)", "text");
+      default:
+        return refuse();
     }
   }
 
   bool refuse() {
     for (const auto& row : detail::opcode_rows)
-      if (row.code == op_) return fail(errc::unsupported, "the opcode has no place in a weight file", "none of EXT1, EXT2, EXT4, NEXT_BUFFER, READONLY_BUFFER", std::string(row.name));
+      if (row.code == op_)
+        return fail(errc::unsupported, "the opcode has no place in a weight file",
+                    "none of EXT1, EXT2, EXT4, NEXT_BUFFER, READONLY_BUFFER", std::string(row.name));
     return fail(errc::malformed, "there is no such opcode", "an opcode of pickle protocol 2 to 5", pickle_opcode_name(op_));
   }
   bool protocol(std::size_t start) {
@@ -166,8 +241,10 @@ class pickle_machine : private pickle_state {
     bool wide = false;
     for (std::size_t i = static_cast<std::size_t>(length); i-- > 0;) {
       const auto byte = std::to_integer<std::uint64_t>(bytes_[first + i]);
-      if (i >= 8) wide = wide || byte != (negative ? 0xFFU : 0U);
-      else value = (value << 8) | byte;
+      if (i >= 8)
+        wide = wide || byte != (negative ? 0xFFU : 0U);
+      else
+        value = (value << 8) | byte;
     }
     wide = wide || (length > 8 && ((value >> 63) != 0) != negative);
     return wide ? push(add_input(pickle_kind::big_integer, first, static_cast<std::size_t>(length)))
@@ -179,7 +256,8 @@ class pickle_machine : private pickle_state {
     if (op_ == 'I' && (*text == "00" || *text == "01")) return push(*text == "01" ? true_ : false_);
     if (op_ == 'L' && !text->empty() && text->back() == 'L') text->remove_suffix(1);
     if (op_ != 'F' && text->size() > 40)
-      return fail(errc::limit, "the integer is too large", "40 digits at most", std::to_string(text->size()), "no option raises this");
+      return fail(errc::limit, "the integer is too large", "40 digits at most", std::to_string(text->size()),
+                  "no option raises this");
     std::string_view digits = *text;
     if (digits.size() > 1 && digits[0] == '+' && digits[1] != '-') digits.remove_prefix(1);
     const char *first = digits.data(), *last = digits.data() + digits.size();
@@ -187,8 +265,10 @@ class pickle_machine : private pickle_state {
     std::int64_t integer = 0;
     const auto end = op_ == 'F' ? std::from_chars(first, last, real) : std::from_chars(first, last, integer);
     if (end.ec == std::errc::result_out_of_range && op_ != 'F')
-      return fail(errc::limit, "the integer in text form does not fit 64 bits", "64 bits at most", quoted(*text), "no option raises this");
-    if (end.ec != std::errc{} || end.ptr != last) return fail(errc::malformed, "the text is no number", "a number in C notation", quoted(*text));
+      return fail(errc::limit, "the integer in text form does not fit 64 bits", "64 bits at most", quoted(*text),
+                  "no option raises this");
+    if (end.ec != std::errc{} || end.ptr != last)
+      return fail(errc::malformed, "the text is no number", "a number in C notation", quoted(*text));
     return op_ == 'F' ? push(add_wide(pickle_kind::real, std::bit_cast<std::uint64_t>(real))) : push_integer(integer);
   }
   bool counted(pickle_kind kind, std::size_t width) {
@@ -220,7 +300,8 @@ class pickle_machine : private pickle_state {
       put_byte(0xE0 | (point >> 12)), put_byte(0x80 | ((point >> 6) & 0x3F)), put_byte(0x80 | (point & 0x3F));
       return;
     }
-    put_byte(0xF0 | (point >> 18)), put_byte(0x80 | ((point >> 12) & 0x3F)), put_byte(0x80 | ((point >> 6) & 0x3F)), put_byte(0x80 | (point & 0x3F));
+    put_byte(0xF0 | (point >> 18)), put_byte(0x80 | ((point >> 12) & 0x3F)), put_byte(0x80 | ((point >> 6) & 0x3F)),
+        put_byte(0x80 | (point & 0x3F));
   }
   /// STRING: Python's repr of a str, with its escapes.
   bool quoted_text() {
@@ -231,7 +312,10 @@ class pickle_machine : private pickle_state {
     const std::string_view inner = text->substr(1, text->size() - 2);
     std::string out;
     for (std::size_t i = 0; i < inner.size(); ++i) {
-      if (inner[i] != '\\') { out += inner[i]; continue; }
+      if (inner[i] != '\\') {
+        out += inner[i];
+        continue;
+      }
       const char c = ++i < inner.size() ? inner[i] : '\0';
       constexpr std::string_view letters = "\\'\"nrtabfv0";
       constexpr std::string_view values("\\'\"\n\r\t\a\b\f\v\0", 11);
@@ -260,7 +344,8 @@ class pickle_machine : private pickle_state {
       }
       const std::size_t digits = kind == 'u' ? 4 : 8;
       const auto point = hex_number(*text, i + 2, digits);
-      if (!point || *point > 0x10FFFF) return fail(errc::malformed, "the string has a damaged escape", "\\uXXXX or \\UXXXXXXXX", quoted(*text));
+      if (!point || *point > 0x10FFFF)
+        return fail(errc::malformed, "the string has a damaged escape", "\\uXXXX or \\UXXXXXXXX", quoted(*text));
       append_utf8(out, *point);
       i += 1 + digits;
     }
@@ -277,7 +362,8 @@ class pickle_machine : private pickle_state {
     const auto first = take_mark();
     if (!first) return false;
     if (kind == pickle_kind::dict && (stack_.size() - *first) % 2 != 0)
-      return fail(errc::malformed, "a dict gets a key without a value", "pairs", std::to_string(stack_.size() - *first) + " values");
+      return fail(errc::malformed, "a dict gets a key without a value", "pairs",
+                  std::to_string(stack_.size() - *first) + " values");
     const id n = add(kind);
     return extend(n, *first) && push(n);
   }
@@ -306,7 +392,8 @@ class pickle_machine : private pickle_state {
   bool set_items(std::size_t first) {
     const id target = stack_[first - 1];
     if ((stack_.size() - first) % 2 != 0)
-      return fail(errc::malformed, "a dict gets a key without a value", "pairs", std::to_string(stack_.size() - first) + " values");
+      return fail(errc::malformed, "a dict gets a key without a value", "pairs",
+                  std::to_string(stack_.size() - first) + " values");
     if (doc_.kind(target) == pickle_kind::dict || is_opaque(target)) return extend(target, first);
     stack_.resize(first);
     return wrong_target("a dict");
@@ -334,8 +421,10 @@ class pickle_machine : private pickle_state {
 
   bool admit_global(std::string_view module, std::string_view name) {
     if (limits_.allow_suspicious || !is_blocked_global(module, name)) return true;
-    return fail(errc::unsupported, "the pickle names " + quoted(std::string(module) + "." + std::string(name)) + ", which no weight file needs",
-                "names of tensors and containers", "a way to run code", "nothing was run; --allow-suspicious reads the weights all the same");
+    return fail(errc::unsupported,
+                "the pickle names " + quoted(std::string(module) + "." + std::string(name)) + ", which no weight file needs",
+                "names of tensors and containers", "a way to run code",
+                "nothing was run; --allow-suspicious reads the weights all the same");
   }
   /// Pushes a global; its text "module\nname" lies in the input or, with `own`, is copied.
   bool push_global(std::size_t offset, std::string_view both, bool own) {
@@ -359,7 +448,8 @@ class pickle_machine : private pickle_state {
       return fail(errc::malformed, "a global needs two strings", "a module and a name",
                   std::string(name_of(doc_.kind(module))) + " and " + std::string(name_of(doc_.kind(name))));
     if (doc_.text(name).size() > limits_.name_bytes || doc_.text(module).size() > limits_.name_bytes)
-      return fail(errc::limit, "the name of a global is too long", std::to_string(limits_.name_bytes) + " bytes at most", "more", "raise it with --max-name");
+      return fail(errc::limit, "the name of a global is too long", std::to_string(limits_.name_bytes) + " bytes at most", "more",
+                  "raise it with --max-name");
     if (doc_.text(name).find('\n') != std::string_view::npos || doc_.text(module).find('\n') != std::string_view::npos)
       return fail(errc::malformed, "the name of a global has a line feed in it", "one line", quoted(doc_.text(name)));
     return push_global(0, std::string(doc_.text(module)) + "\n" + std::string(doc_.text(name)), true);
@@ -381,7 +471,8 @@ class pickle_machine : private pickle_state {
     if (!first) return false;
     std::size_t arguments = *first;
     if (op_ == 'o') {
-      if (arguments == stack_.size()) return fail(errc::malformed, "the pickle takes values that are not on its stack", "a class", "nothing");
+      if (arguments == stack_.size())
+        return fail(errc::malformed, "the pickle takes values that are not on its stack", "a class", "nothing");
       callable = stack_[arguments++];
     }
     if (!make_tuple(arguments)) return false;
@@ -404,7 +495,8 @@ class pickle_machine : private pickle_state {
       if (keywords != pickle_document::nothing) return bad_call(callable, "no keyword arguments", arguments);
       if (is_container_maker(symbol)) return make_container(symbol, callable, doc_.items(arguments), arguments);
     }
-    doc_.objects_.push_back({callable, arguments, keywords, pickle_document::nothing, pickle_document::nothing, pickle_document::nothing});
+    doc_.objects_.push_back(
+        {callable, arguments, keywords, pickle_document::nothing, pickle_document::nothing, pickle_document::nothing});
     const id n = add(pickle_kind::object, static_cast<std::uint32_t>(doc_.objects_.size() - 1));
     return nest(n, callable) && nest(n, arguments) && (keywords == pickle_document::nothing || nest(n, keywords)) && push(n);
   }
@@ -414,10 +506,20 @@ class pickle_machine : private pickle_state {
   }
   static bool is_container_maker(torch_symbol s) noexcept {
     switch (s) {
-      case torch_symbol::ordered_dict: case torch_symbol::default_dict: case torch_symbol::counter: case torch_symbol::plain_dict:
-      case torch_symbol::plain_list: case torch_symbol::plain_tuple: case torch_symbol::set: case torch_symbol::bytes:
-      case torch_symbol::bytearray: case torch_symbol::encode: case torch_symbol::size: return true;
-      default: return false;
+      case torch_symbol::ordered_dict:
+      case torch_symbol::default_dict:
+      case torch_symbol::counter:
+      case torch_symbol::plain_dict:
+      case torch_symbol::plain_list:
+      case torch_symbol::plain_tuple:
+      case torch_symbol::set:
+      case torch_symbol::bytes:
+      case torch_symbol::bytearray:
+      case torch_symbol::encode:
+      case torch_symbol::size:
+        return true;
+      default:
+        return false;
     }
   }
   bool make_container(torch_symbol symbol, id callable, std::vector<id> given, id arguments) {
@@ -427,26 +529,34 @@ class pickle_machine : private pickle_state {
       case torch_symbol::default_dict:
         if (!given.empty()) given.erase(given.begin());
         [[fallthrough]];
-      case torch_symbol::ordered_dict: case torch_symbol::counter: case torch_symbol::plain_dict:
+      case torch_symbol::ordered_dict:
+      case torch_symbol::counter:
+      case torch_symbol::plain_dict:
         return make_dict(callable, given, arguments);
-      case torch_symbol::plain_list: case torch_symbol::set: {
+      case torch_symbol::plain_list:
+      case torch_symbol::set: {
         if (!given.empty() && !(given.size() == 1 && sequence)) return bad_call(callable, "one list or nothing", arguments);
         const id n = add(symbol == torch_symbol::set ? pickle_kind::set : pickle_kind::list);
         return extend_with(n, given.empty() ? given : doc_.items(given[0])) && push(n);
       }
-      case torch_symbol::plain_tuple: case torch_symbol::size: {
+      case torch_symbol::plain_tuple:
+      case torch_symbol::size: {
         if (given.empty()) return push(empty_tuple_);
         if (given.size() != 1 || !sequence) return bad_call(callable, "one tuple", arguments);
         const std::size_t first = stack_.size();
         for (const id item : doc_.items(given[0])) stack_.push_back(item);
         return make_tuple(first);
       }
-      case torch_symbol::bytes: case torch_symbol::bytearray: case torch_symbol::encode:
+      case torch_symbol::bytes:
+      case torch_symbol::bytearray:
+      case torch_symbol::encode:
         if (given.empty() && symbol != torch_symbol::encode) return push(add_own(pickle_kind::bytes, {}));
         if (given.size() == 1 && is(0, pickle_kind::bytes)) return push(given[0]);
-        if (given.size() == 2 && is(0, pickle_kind::text) && is(1, pickle_kind::text)) return encode_latin1(callable, given[0], given[1]);
+        if (given.size() == 2 && is(0, pickle_kind::text) && is(1, pickle_kind::text))
+          return encode_latin1(callable, given[0], given[1]);
         return bad_call(callable, "a string and 'latin1'", arguments);
-      default: return bad_call(callable, "another global", arguments);
+      default:
+        return bad_call(callable, "another global", arguments);
     }
   }
   bool extend_with(id target, const std::vector<id>& values) {
@@ -460,15 +570,20 @@ class pickle_machine : private pickle_state {
     if (given.size() > 1) return bad_call(callable, "one dict or list of pairs", arguments);
     std::vector<id> pairs;
     switch (doc_.kind(given[0])) {
-      case pickle_kind::dict: pairs = doc_.items(given[0]); break;
-      case pickle_kind::list: case pickle_kind::tuple:
+      case pickle_kind::dict:
+        pairs = doc_.items(given[0]);
+        break;
+      case pickle_kind::list:
+      case pickle_kind::tuple:
         for (const id pair : doc_.items(given[0])) {
-          const bool good = (doc_.kind(pair) == pickle_kind::tuple || doc_.kind(pair) == pickle_kind::list) && doc_.count(pair) == 2;
+          const bool good =
+              (doc_.kind(pair) == pickle_kind::tuple || doc_.kind(pair) == pickle_kind::list) && doc_.count(pair) == 2;
           if (!good) return bad_call(callable, "a list of pairs", arguments);
           for (const id part : doc_.items(pair)) pairs.push_back(part);
         }
         break;
-      default: return bad_call(callable, "one dict or list of pairs", arguments);
+      default:
+        return bad_call(callable, "one dict or list of pairs", arguments);
     }
     return extend_with(n, pairs) && push(n);
   }
@@ -482,7 +597,9 @@ class pickle_machine : private pickle_state {
     std::uint32_t point = 0;
     for (std::size_t i = 0; i < from.size();) {
       const std::size_t length = detail::utf8_sequence(from, i, point);
-      if (length == 0 || point > 0xFF) return fail(errc::malformed, "a text that stands for bytes has other characters", "characters below 256", "byte offset " + std::to_string(i));
+      if (length == 0 || point > 0xFF)
+        return fail(errc::malformed, "a text that stands for bytes has other characters", "characters below 256",
+                    "byte offset " + std::to_string(i));
       out += static_cast<char>(static_cast<unsigned char>(point));
       i += length;
     }
@@ -494,19 +611,22 @@ class pickle_machine : private pickle_state {
     const id state = pop(), target = stack_.back();
     if (doc_.kind(target) == pickle_kind::object) {
       id& kept = doc_.objects_[doc_.nodes_[target].a].state;
-      if (kept != pickle_document::nothing) return fail(errc::malformed, "an object gets its state twice", "one BUILD", doc_.class_of(target));
+      if (kept != pickle_document::nothing)
+        return fail(errc::malformed, "an object gets its state twice", "one BUILD", doc_.class_of(target));
       kept = state;
       return nest(target, state);
     }
     if (doc_.kind(target) != pickle_kind::dict || (doc_.nodes_[target].flags & pickle_document::mapping) == 0)
-      return fail(errc::unsupported, "the value cannot have attributes", "an object or an OrderedDict", std::string(name_of(doc_.kind(target))));
+      return fail(errc::unsupported, "the value cannot have attributes", "an object or an OrderedDict",
+                  std::string(name_of(doc_.kind(target))));
     if (doc_.kind(state) != pickle_kind::dict)
       return fail(errc::unsupported, "the attributes of a dict are no dict", "a dict", std::string(name_of(doc_.kind(state))));
     const std::vector<id> pairs = doc_.items(state);
     for (std::size_t i = 0; i < pairs.size(); i += 2)  // a module's versions: nothing that a reader of weights needs
       if (!doc_.is_text(pairs[i], "_metadata"))
-        return fail(errc::unsupported, "the dict has an unknown attribute", "'_metadata'",
-                    doc_.kind(pairs[i]) == pickle_kind::text ? quoted(doc_.text(pairs[i])) : std::string(name_of(doc_.kind(pairs[i]))));
+        return fail(
+            errc::unsupported, "the dict has an unknown attribute", "'_metadata'",
+            doc_.kind(pairs[i]) == pickle_kind::text ? quoted(doc_.text(pairs[i])) : std::string(name_of(doc_.kind(pairs[i]))));
     return true;
   }
 
@@ -515,22 +635,29 @@ class pickle_machine : private pickle_state {
     if (!depth_of_stack(1)) return false;
     const id pid = pop();
     if (doc_.kind(pid) != pickle_kind::tuple)
-      return fail(errc::malformed, "the persistent id is no tuple", "(\"storage\", class, key, location, numel)", std::string(name_of(doc_.kind(pid))));
+      return fail(errc::malformed, "the persistent id is no tuple", "(\"storage\", class, key, location, numel)",
+                  std::string(name_of(doc_.kind(pid))));
     const std::vector<id> parts = doc_.items(pid);
-    if (!parts.empty() && doc_.is_text(parts[0], "module")) return fail(errc::unsupported, "the file holds a pickled module with its source", "a storage", "\"module\"");
-    if (parts.size() != 5) return fail(errc::malformed, "the persistent id has a wrong number of fields", "5", std::to_string(parts.size()));
+    if (!parts.empty() && doc_.is_text(parts[0], "module"))
+      return fail(errc::unsupported, "the file holds a pickled module with its source", "a storage", "\"module\"");
+    if (parts.size() != 5)
+      return fail(errc::malformed, "the persistent id has a wrong number of fields", "5", std::to_string(parts.size()));
     if (!doc_.is_text(parts[0], "storage"))
-      return fail(errc::malformed, "field 0 of the persistent id is wrong", "\"storage\"", std::string(name_of(doc_.kind(parts[0]))));
+      return fail(errc::malformed, "field 0 of the persistent id is wrong", "\"storage\"",
+                  std::string(name_of(doc_.kind(parts[0]))));
     if (doc_.kind(parts[1]) != pickle_kind::global || doc_.symbol(parts[1]) != torch_symbol::storage_class)
       return fail(errc::malformed, "field 1 (class) of the persistent id is wrong", "a storage class",
-                  doc_.kind(parts[1]) == pickle_kind::global ? quoted(doc_.full_name(parts[1])) : std::string(name_of(doc_.kind(parts[1]))));
+                  doc_.kind(parts[1]) == pickle_kind::global ? quoted(doc_.full_name(parts[1]))
+                                                             : std::string(name_of(doc_.kind(parts[1]))));
     for (const std::size_t i : {std::size_t{2}, std::size_t{3}})
       if (doc_.kind(parts[i]) != pickle_kind::text)
-        return fail(errc::malformed, i == 2 ? "field 2 (key) of the persistent id is wrong" : "field 3 (location) of the persistent id is wrong", "a string",
-                    std::string(name_of(doc_.kind(parts[i]))));
+        return fail(errc::malformed,
+                    i == 2 ? "field 2 (key) of the persistent id is wrong" : "field 3 (location) of the persistent id is wrong",
+                    "a string", std::string(name_of(doc_.kind(parts[i]))));
     if (doc_.kind(parts[4]) != pickle_kind::integer || doc_.integer(parts[4]) < 0)
       return fail(errc::malformed, "field 4 (numel) of the persistent id is wrong", "a number of elements from 0 to 2^63 - 1",
-                  doc_.kind(parts[4]) == pickle_kind::integer ? std::to_string(doc_.integer(parts[4])) : std::string(name_of(doc_.kind(parts[4]))));
+                  doc_.kind(parts[4]) == pickle_kind::integer ? std::to_string(doc_.integer(parts[4]))
+                                                              : std::string(name_of(doc_.kind(parts[4]))));
     return push(add(pickle_kind::storage, pid));
   }
 };
@@ -538,8 +665,9 @@ class pickle_machine : private pickle_state {
 /// Reads the pickle that starts at `start`. `file` and `entry` ("zip entry 'archive/data.pkl'") are named in messages. With
 /// `whole`, the pickle must end with the bytes.
 /// @fails malformed, limit (bytes, opcodes, depth, integers, names), unsupported (protocol, blocked globals, buffers).
-inline result<pickle_document> parse_pickle(std::shared_ptr<const std::vector<std::byte>> bytes, std::string file, std::string entry,
-                                            const limits& bounds = {}, std::size_t start = 0, bool whole = true) {
+inline result<pickle_document> parse_pickle(std::shared_ptr<const std::vector<std::byte>> bytes, std::string file,
+                                            std::string entry, const limits& bounds = {}, std::size_t start = 0,
+                                            bool whole = true) {
   return pickle_machine(std::move(bytes), start, std::move(file), std::move(entry), bounds).run(whole);
 }
 

@@ -23,15 +23,26 @@ TENSORSMITH_BEGIN_NAMESPACE
 
 /// Kinds of pickled values.
 enum class pickle_kind : std::uint8_t {
-  none, boolean, integer, big_integer, real, text, bytes, list, tuple, dict, set,
+  none,
+  boolean,
+  integer,
+  big_integer,
+  real,
+  text,
+  bytes,
+  list,
+  tuple,
+  dict,
+  set,
   global,   ///< a name of Python: module and name
   object,   ///< what a callable would make of arguments: callable, arguments, state, items; never made
   storage,  ///< a persistent id: its tuple
 };
 
 constexpr std::string_view name_of(pickle_kind kind) noexcept {
-  constexpr std::string_view names[] = {"None", "a boolean", "an integer", "a large integer", "a float", "a string", "bytes",
-                                        "a list", "a tuple", "a dict", "a set", "a global", "an object", "a storage"};
+  constexpr std::string_view names[] = {"None",     "a boolean", "an integer", "a large integer", "a float",
+                                        "a string", "bytes",     "a list",     "a tuple",         "a dict",
+                                        "a set",    "a global",  "an object",  "a storage"};
   return names[static_cast<std::size_t>(kind)];
 }
 
@@ -108,14 +119,20 @@ class pickle_document {
   std::vector<id> children(id n) const {
     std::vector<id> out;
     switch (kind(n)) {
-      case pickle_kind::list: case pickle_kind::tuple: case pickle_kind::dict: case pickle_kind::set: return items(n);
+      case pickle_kind::list:
+      case pickle_kind::tuple:
+      case pickle_kind::dict:
+      case pickle_kind::set:
+        return items(n);
       case pickle_kind::object:
         out = items(n);
         for (const id c : {callable(n), arguments(n), keywords(n), state(n)})
           if (c != nothing) out.push_back(c);
         return out;
-      case pickle_kind::storage: return {persistent(n)};
-      default: return out;
+      case pickle_kind::storage:
+        return {persistent(n)};
+      default:
+        return out;
     }
   }
 
@@ -130,8 +147,13 @@ class pickle_document {
     std::uint16_t tag;  // depth of a container, symbol of a global
     std::uint32_t at, a, b;
   };
-  struct run { std::uint32_t first, count, next; };  // items_[first, first + count), then another run
-  struct object_parts { id callable, arguments, keywords, state; std::uint32_t head, tail; };
+  struct run {
+    std::uint32_t first, count, next;
+  };  // items_[first, first + count), then another run
+  struct object_parts {
+    id callable, arguments, keywords, state;
+    std::uint32_t head, tail;
+  };
 
   std::uint64_t wide(id n) const noexcept { return nodes_[n].a | (static_cast<std::uint64_t>(nodes_[n].b) << 32); }
   std::uint32_t first_run(id n) const noexcept {

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 //
-// tensorsmith/format/torch/pickle_state.hpp: operands, nodes, stack, marks and memo of the pickle machine. Included by pickle.hpp.
+// tensorsmith/format/torch/pickle_state.hpp: operands, nodes, stack, marks and memo of the pickle machine. Included by
+// pickle.hpp.
 #pragma once
 
 #include <algorithm>
@@ -40,8 +41,13 @@ class pickle_state {
     if (error_) return false;
     std::string place = entry_.empty() ? "" : entry_ + ", ";
     place += "opcode " + pickle_opcode_name(op_) + " at byte offset " + std::to_string(op_at_);
-    error_ = failure{.code = code, .what = std::move(what), .file = file_, .place = std::move(place), .expected = std::move(expected),
-                     .found = std::move(found), .advice = std::move(advice)};
+    error_ = failure{.code = code,
+                     .what = std::move(what),
+                     .file = file_,
+                     .place = std::move(place),
+                     .expected = std::move(expected),
+                     .found = std::move(found),
+                     .advice = std::move(advice)};
     return false;
   }
 
@@ -49,7 +55,8 @@ class pickle_state {
 
   bool has(std::uint64_t count) {
     if (count <= bytes_.size() - at_) return true;
-    return fail(errc::malformed, "the pickle ends inside an operand", std::to_string(count) + " bytes", std::to_string(bytes_.size() - at_) + " left");
+    return fail(errc::malformed, "the pickle ends inside an operand", std::to_string(count) + " bytes",
+                std::to_string(bytes_.size() - at_) + " left");
   }
   /// An unsigned little-endian operand, or nothing (error_ is set).
   std::optional<std::uint64_t> number(std::size_t width) {
@@ -68,7 +75,8 @@ class pickle_state {
       if (most == bytes_.size() - at_)
         fail(errc::malformed, "a text operand does not end", "a line feed", "the end of the data");
       else
-        fail(errc::limit, "a text operand is too long", std::to_string(most) + " bytes at most", "more", "raise it with --max-name");
+        fail(errc::limit, "a text operand is too long", std::to_string(most) + " bytes at most", "more",
+             "raise it with --max-name");
       return std::nullopt;
     }
     at_ += end + 1;
@@ -90,7 +98,8 @@ class pickle_state {
   }
   /// A node over characters that are not in the input as such.
   id add_own(pickle_kind kind, std::string_view text, std::uint16_t tag = 0) {
-    const id n = add(kind, static_cast<std::uint32_t>(doc_.own_.size()), static_cast<std::uint32_t>(text.size()), tag, pickle_document::own_text);
+    const id n = add(kind, static_cast<std::uint32_t>(doc_.own_.size()), static_cast<std::uint32_t>(text.size()), tag,
+                     pickle_document::own_text);
     doc_.own_ += text;
     if (doc_.own_.size() > 0x7FFFFFFF) fail(errc::limit, "the pickle's texts are too large");
     return n;
@@ -129,24 +138,31 @@ class pickle_state {
   }
   bool is_container(id n) const {
     switch (doc_.kind(n)) {
-      case pickle_kind::list: case pickle_kind::tuple: case pickle_kind::dict: case pickle_kind::set: case pickle_kind::object:
-      case pickle_kind::storage: return true;
-      default: return false;
+      case pickle_kind::list:
+      case pickle_kind::tuple:
+      case pickle_kind::dict:
+      case pickle_kind::set:
+      case pickle_kind::object:
+      case pickle_kind::storage:
+        return true;
+      default:
+        return false;
     }
   }
   /// Notes that `child` lies in `parent`.
   bool nest(id parent, id child) {
     const std::uint64_t depth = is_container(child) ? doc_.nodes_[child].tag + std::uint64_t{1} : 1;
     if (depth > limits_.pickle_depth)
-      return fail(errc::limit, "the pickle nests too deep", std::to_string(limits_.pickle_depth) + " levels at most", std::to_string(depth),
-                  "raise it with --max-pickle-depth");
+      return fail(errc::limit, "the pickle nests too deep", std::to_string(limits_.pickle_depth) + " levels at most",
+                  std::to_string(depth), "raise it with --max-pickle-depth");
     std::uint16_t& tag = doc_.nodes_[parent].tag;
     if (child != parent) tag = std::max(tag, static_cast<std::uint16_t>(depth));
     return true;
   }
   bool make_tuple(std::size_t first) {
     if (first == stack_.size()) return push(empty_tuple_);
-    const id n = add(pickle_kind::tuple, static_cast<std::uint32_t>(doc_.items_.size()), static_cast<std::uint32_t>(stack_.size() - first));
+    const id n = add(pickle_kind::tuple, static_cast<std::uint32_t>(doc_.items_.size()),
+                     static_cast<std::uint32_t>(stack_.size() - first));
     for (std::size_t i = first; i < stack_.size(); ++i) {
       if (!nest(n, stack_[i])) return false;
       doc_.items_.push_back(stack_[i]);
@@ -177,13 +193,17 @@ class pickle_state {
 
   bool put(std::uint64_t key) {
     if (!depth_of_stack(1)) return false;
-    // Keys come in order in all real files: a table; any other key goes into a tree, so that no key costs more than its bytes.
+    // Keys come in order in all real files: a table. Any other key goes into a tree, which stays small.
     if (key < at_ + 64) {
       if (key >= memo_.size()) memo_.resize(static_cast<std::size_t>(key) + 1, nothing);
       if (memo_[key] == nothing && far_memo_.erase(key) == 0) ++memo_count_;
       memo_[key] = stack_.back();
     } else {
       if (far_memo_.insert_or_assign(key, stack_.back()).second) ++memo_count_;
+      constexpr std::size_t most = 65536;
+      if (far_memo_.size() > most)
+        return fail(errc::limit, "the pickle uses its memo out of all order", std::to_string(most) + " keys out of order at most",
+                    "more", "no program writes such files");
     }
     return true;
   }

@@ -20,30 +20,53 @@ TENSORSMITH_BEGIN_NAMESPACE
 namespace detail {
 
 /// Names of a type in torch: its storage class, or nothing if only _rebuild_tensor_v3 names it; its dtype.
-struct torch_type_names { std::string_view storage, element; };
+struct torch_type_names {
+  std::string_view storage, element;
+};
 inline torch_type_names torch_names_of(dtype type) noexcept {
   switch (type) {
-    case dtype::f64: return {"DoubleStorage", "float64"};
-    case dtype::f32: return {"FloatStorage", "float32"};
-    case dtype::f16: return {"HalfStorage", "float16"};
-    case dtype::bf16: return {"BFloat16Storage", "bfloat16"};
-    case dtype::i64: return {"LongStorage", "int64"};
-    case dtype::i32: return {"IntStorage", "int32"};
-    case dtype::i16: return {"ShortStorage", "int16"};
-    case dtype::i8: return {"CharStorage", "int8"};
-    case dtype::u8: return {"ByteStorage", "uint8"};
-    case dtype::boolean: return {"BoolStorage", "bool"};
-    case dtype::c64: return {"ComplexFloatStorage", "complex64"};
-    case dtype::c128: return {"ComplexDoubleStorage", "complex128"};
-    case dtype::u16: return {{}, "uint16"};
-    case dtype::u32: return {{}, "uint32"};
-    case dtype::u64: return {{}, "uint64"};
-    case dtype::f8_e5m2: return {{}, "float8_e5m2"};
-    case dtype::f8_e4m3: return {{}, "float8_e4m3fn"};
-    case dtype::f8_e5m2fnuz: return {{}, "float8_e5m2fnuz"};
-    case dtype::f8_e4m3fnuz: return {{}, "float8_e4m3fnuz"};
-    case dtype::f8_e8m0: return {{}, "float8_e8m0fnu"};
-    default: return {};
+    case dtype::f64:
+      return {"DoubleStorage", "float64"};
+    case dtype::f32:
+      return {"FloatStorage", "float32"};
+    case dtype::f16:
+      return {"HalfStorage", "float16"};
+    case dtype::bf16:
+      return {"BFloat16Storage", "bfloat16"};
+    case dtype::i64:
+      return {"LongStorage", "int64"};
+    case dtype::i32:
+      return {"IntStorage", "int32"};
+    case dtype::i16:
+      return {"ShortStorage", "int16"};
+    case dtype::i8:
+      return {"CharStorage", "int8"};
+    case dtype::u8:
+      return {"ByteStorage", "uint8"};
+    case dtype::boolean:
+      return {"BoolStorage", "bool"};
+    case dtype::c64:
+      return {"ComplexFloatStorage", "complex64"};
+    case dtype::c128:
+      return {"ComplexDoubleStorage", "complex128"};
+    case dtype::u16:
+      return {{}, "uint16"};
+    case dtype::u32:
+      return {{}, "uint32"};
+    case dtype::u64:
+      return {{}, "uint64"};
+    case dtype::f8_e5m2:
+      return {{}, "float8_e5m2"};
+    case dtype::f8_e4m3:
+      return {{}, "float8_e4m3fn"};
+    case dtype::f8_e5m2fnuz:
+      return {{}, "float8_e5m2fnuz"};
+    case dtype::f8_e4m3fnuz:
+      return {{}, "float8_e4m3fnuz"};
+    case dtype::f8_e8m0:
+      return {{}, "float8_e8m0fnu"};
+    default:
+      return {};
   }
 }
 
@@ -70,19 +93,29 @@ class pickle_writer {
   }
   void integer(std::int64_t value) {
     const auto bits = static_cast<std::uint64_t>(value);
-    if (value >= 0 && value < 0x100) out_ += 'K', number(bits, 1);
-    else if (value >= 0 && value < 0x10000) out_ += 'M', number(bits, 2);
-    else if (value >= INT32_MIN && value <= INT32_MAX) out_ += 'J', number(bits, 4);
-    else out_ += "\x8A\x08", number(bits, 8);
+    if (value >= 0 && value < 0x100)
+      out_ += 'K', number(bits, 1);
+    else if (value >= 0 && value < 0x10000)
+      out_ += 'M', number(bits, 2);
+    else if (value >= INT32_MIN && value <= INT32_MAX)
+      out_ += 'J', number(bits, 4);
+    else
+      out_ += "\x8A\x08", number(bits, 8);
   }
   /// False for arrays and objects.
   bool scalar(const json_value& value) {
-    if (value.is_null()) out_ += 'N';
-    else if (const bool* b = value.as_bool()) out_ += *b ? '\x88' : '\x89';
-    else if (const std::int64_t* i = value.as_integer()) integer(*i);
-    else if (const std::string* s = value.as_string()) text(*s);
-    else if (const double* d = value.as_double()) real(*d);
-    else return false;
+    if (value.is_null())
+      out_ += 'N';
+    else if (const bool* b = value.as_bool())
+      out_ += *b ? '\x88' : '\x89';
+    else if (const std::int64_t* i = value.as_integer())
+      integer(*i);
+    else if (const std::string* s = value.as_string())
+      text(*s);
+    else if (const double* d = value.as_double())
+      real(*d);
+    else
+      return false;
     return true;
   }
   /// A contiguous tensor that is the whole of storage `key`. False if torch has no such type.
@@ -102,7 +135,9 @@ class pickle_writer {
     shape_type strides(info.shape.size(), 1);
     for (std::size_t i = strides.size(); i-- > 1;) strides[i - 1] = strides[i] * (info.shape[i] > 0 ? info.shape[i] : 1);
     tuple(strides);
-    out_ += "\x89" "ccollections\nOrderedDict\n)R";
+    out_ +=
+        "\x89"
+        "ccollections\nOrderedDict\n)R";
     if (!typed) global("torch", names.element);
     out_ += "tR";
     return true;

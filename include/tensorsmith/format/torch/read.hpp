@@ -8,6 +8,7 @@
 
 #include <algorithm>
 #include <array>
+#include <charconv>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
@@ -61,7 +62,8 @@ class torch_zip_reader {
     const std::string place = "zip entry " + quoted(pickle->name);
     TENSORSMITH_TRY(const pickle_document doc,
                     parse_pickle(std::make_shared<const std::vector<std::byte>>(std::move(bytes)), file(), place, limits_));
-    torch_tensors tensors(doc, file(), place, [this](std::string_view key) { return record(key); }, limits_);
+    torch_tensors tensors(
+        doc, file(), place, [this](std::string_view key) { return record(key); }, limits_);
     TENSORSMITH_TRY(torch_checkpoint out, torch_walk(doc, tensors, file(), place, limits_).run(select));
     note_unused(tensors);
     notes_.insert(notes_.end(), tensors.notes().begin(), tensors.notes().end());
@@ -71,9 +73,15 @@ class torch_zip_reader {
 
  private:
   const std::string& file() const noexcept { return archive_.file()->name(); }
-  failure fail(errc code, std::string place, std::string what, std::string expected, std::string found, std::string advice = {}) const {
-    return failure{.code = code, .what = std::move(what), .file = file(), .place = std::move(place), .expected = std::move(expected),
-                   .found = std::move(found), .advice = std::move(advice)};
+  failure fail(errc code, std::string place, std::string what, std::string expected, std::string found,
+               std::string advice = {}) const {
+    return failure{.code = code,
+                   .what = std::move(what),
+                   .file = file(),
+                   .place = std::move(place),
+                   .expected = std::move(expected),
+                   .found = std::move(found),
+                   .advice = std::move(advice)};
   }
 
   /// The one entry `<root>/data.pkl`; everything else is looked up below the same root.
@@ -83,23 +91,28 @@ class torch_zip_reader {
       const std::size_t slash = e.name.find('/');
       if (slash == e.name.npos || e.name.substr(slash + 1) != "data.pkl") continue;
       if (found)
-        return fail(errc::malformed, "zip entry " + quoted(e.name), "the archive is ambiguous: it has two checkpoints", "one data.pkl", "also " + quoted(found->name));
+        return fail(errc::malformed, "zip entry " + quoted(e.name), "the archive is ambiguous: it has two checkpoints",
+                    "one data.pkl", "also " + quoted(found->name));
       found = &e;
     }
-    if (!found) return fail(errc::unsupported, {}, "the zip archive is no torch checkpoint", "an entry <folder>/data.pkl", first_names());
+    if (!found)
+      return fail(errc::unsupported, {}, "the zip archive is no torch checkpoint", "an entry <folder>/data.pkl", first_names());
     root_ = found->name.substr(0, found->name.find('/') + 1);
     if (archive_.entries()[0].name.substr(0, root_.size()) != root_)
-      return fail(errc::malformed, "zip entry " + quoted(archive_.entries()[0].name), "the archive is ambiguous: it has two top folders",
-                  "a name below " + quoted(root_), "data.pkl below another one");
+      return fail(errc::malformed, "zip entry " + quoted(archive_.entries()[0].name),
+                  "the archive is ambiguous: it has two top folders", "a name below " + quoted(root_),
+                  "data.pkl below another one");
     for (const zip_entry& e : archive_.entries())
       if (e.name == root_ + "constants.pkl" || e.name.substr(0, root_.size() + 5) == root_ + "code/")
-        return fail(errc::unsupported, "zip entry " + quoted(e.name), "the file is a TorchScript program, not a state dict", "a checkpoint of torch.save",
-                    "a program of torch.jit.save", "save the state_dict of the model with torch.save");
+        return fail(errc::unsupported, "zip entry " + quoted(e.name), "the file is a TorchScript program, not a state dict",
+                    "a checkpoint of torch.save", "a program of torch.jit.save",
+                    "save the state_dict of the model with torch.save");
     return found;
   }
   std::string first_names() const {
     std::string out;
-    for (std::size_t i = 0; i < std::min<std::size_t>(archive_.entries().size(), 4); ++i) out += (i ? ", " : "") + quoted(archive_.entries()[i].name);
+    for (std::size_t i = 0; i < std::min<std::size_t>(archive_.entries().size(), 4); ++i)
+      out += (i ? ", " : "") + quoted(archive_.entries()[i].name);
     return out.empty() ? "no entries" : out;
   }
 
@@ -113,25 +126,28 @@ class torch_zip_reader {
     if (end.ec != std::errc{} || end.ptr != text.data() + text.size())
       return fail(errc::malformed, "zip entry " + quoted(e->name), "the version is no number", "1 to 10", quoted(text));
     if (version < 1 || version > 10)
-      return fail(errc::unsupported, "zip entry " + quoted(e->name), "the version of the file format is not known", "1 to 10", quoted(text));
+      return fail(errc::unsupported, "zip entry " + quoted(e->name), "the version of the file format is not known", "1 to 10",
+                  quoted(text));
     return {};
   }
   result<void> check_byte_order() {
     const zip_entry* e = archive_.find(root_ + "byteorder");
     if (!e) {
-      notes_.push_back({note::level::info, file(), "The file does not name its byte order: read as little-endian (torch before 2.0 wrote no other)."});
+      notes_.push_back({note::level::info, file(),
+                        "The file does not name its byte order: read as little-endian (torch before 2.0 wrote no other)."});
       return {};
     }
     TENSORSMITH_TRY(const std::string order, small_text(*e, 32));
     if (order == "little") return {};
     if (order == "big")
-      return fail(errc::unsupported, "zip entry " + quoted(e->name), "the storages are big-endian", "'little'", "'big'", "save the file again on a little-endian machine");
+      return fail(errc::unsupported, "zip entry " + quoted(e->name), "the storages are big-endian", "'little'", "'big'",
+                  "save the file again on a little-endian machine");
     return fail(errc::malformed, "zip entry " + quoted(e->name), "the byte order is unknown", "'little' or 'big'", quoted(order));
   }
   result<std::string> small_text(const zip_entry& e, std::uint64_t most) const {
     if (e.size > most)
-      return fail(errc::malformed, "zip entry " + quoted(e.name), "the entry is too long for what it says", std::to_string(most) + " bytes at most",
-                  std::to_string(e.size) + " bytes");
+      return fail(errc::malformed, "zip entry " + quoted(e.name), "the entry is too long for what it says",
+                  std::to_string(most) + " bytes at most", std::to_string(e.size) + " bytes");
     TENSORSMITH_TRY(const std::vector<std::byte> bytes, read_entry(archive_, e, most, {}));
     std::string text(reinterpret_cast<const char*>(bytes.data()), bytes.size());
     while (!text.empty() && (text.back() == '\n' || text.back() == '\r' || text.back() == ' ')) text.pop_back();
@@ -141,11 +157,14 @@ class torch_zip_reader {
   result<torch_record> record(std::string_view key) {
     const std::string name = root_ + "data/" + std::string(key);
     const zip_entry* e = archive_.find(name);
-    if (!e) return fail(errc::malformed, "zip entry " + quoted(name), "the storage is missing", "an entry of this name", "none", "is the download incomplete?");
+    if (!e)
+      return fail(errc::malformed, "zip entry " + quoted(name), "the storage is missing", "an entry of this name", "none",
+                  "is the download incomplete?");
     const entry_bytes bytes = open_entry(archive_, *e);
     const std::string place = "zip entry " + quoted(name);
     if (e->method == 8)
-      notes_.push_back({note::level::warning, place, "The storage is compressed: it needs " + std::to_string(e->size) + " bytes of memory while it is read."});
+      notes_.push_back({note::level::warning, place,
+                        "The storage is compressed: it needs " + std::to_string(e->size) + " bytes of memory while it is read."});
     return torch_record{bytes.source, bytes.offset, e->size, bytes.check, place};
   }
 
@@ -165,15 +184,20 @@ class torch_zip_reader {
         bytes += e.size;
         continue;
       }
-      constexpr std::string_view known[] = {"data.pkl", "version", "byteorder", ".data/version", ".data/serialization_id", ".format_version", ".storage_alignment"};
+      constexpr std::string_view known[] = {
+          "data.pkl", "version", "byteorder", ".data/version", ".data/serialization_id", ".format_version", ".storage_alignment"};
       const bool below = name.substr(0, root_.size()) == root_;
       if (below && std::find(std::begin(known), std::end(known), name.substr(root_.size())) != std::end(known)) continue;
       if (others++ == 0) example = quoted(name);
     }
     if (storages > 0)
-      notes_.push_back({note::level::info, file(), std::to_string(storages) + " storages (" + std::to_string(bytes) + " bytes) belong to no tensor that is read."});
+      notes_.push_back(
+          {note::level::info, file(),
+           std::to_string(storages) + " storages (" + std::to_string(bytes) + " bytes) belong to no tensor that is read."});
     if (others > 0)
-      notes_.push_back({note::level::warning, file(), std::to_string(others) + " entries of the archive are not part of a checkpoint and were ignored, first " + example + "."});
+      notes_.push_back({note::level::warning, file(),
+                        std::to_string(others) + " entries of the archive are not part of a checkpoint and were ignored, first " +
+                            example + "."});
   }
 
   zip_archive archive_;
@@ -186,21 +210,38 @@ inline failure not_a_torch_zip(const byte_source& file, torch_container kind, st
   const char* found = "";
   const char* advice = "save it again with torch 1.6 or later, or as .safetensors";
   switch (kind) {
-    case torch_container::legacy: found = "a file of torch 0.1.10 to 1.5"; break;
-    case torch_container::tar: found = "a tar file of torch 0.1"; break;
-    case torch_container::pickle: found = "a pickle that torch.save did not write"; break;
-    default: found = nullptr; advice = "";
+    case torch_container::legacy:
+      found = "a file of torch 0.1.10 to 1.5";
+      break;
+    case torch_container::tar:
+      found = "a tar file of torch 0.1";
+      break;
+    case torch_container::pickle:
+      found = "a pickle that torch.save did not write";
+      break;
+    default:
+      found = nullptr;
+      advice = "";
   }
   if (found)
-    return failure{.code = errc::unsupported, .what = "the container is not supported", .file = file.name(), .place = "byte offset 0",
-                   .expected = "a zip archive of torch.save (torch 1.6 or later)", .found = found, .advice = advice};
+    return failure{.code = errc::unsupported,
+                   .what = "the container is not supported",
+                   .file = file.name(),
+                   .place = "byte offset 0",
+                   .expected = "a zip archive of torch.save (torch 1.6 or later)",
+                   .found = found,
+                   .advice = advice};
   std::string bytes;
   for (std::size_t i = 0; i < std::min<std::size_t>(head.size(), 16); ++i) {
     bytes += i ? " " : "first bytes ";
     append_hex(bytes, std::to_integer<std::uint32_t>(head[i]), 2);
   }
-  return failure{.code = errc::unsupported, .what = "the file is no torch checkpoint", .file = file.name(), .place = "byte offset 0",
-                 .expected = "PK\\3\\4", .found = bytes.empty() ? "an empty file" : bytes};
+  return failure{.code = errc::unsupported,
+                 .what = "the file is no torch checkpoint",
+                 .file = file.name(),
+                 .place = "byte offset 0",
+                 .expected = "PK\\3\\4",
+                 .found = bytes.empty() ? "an empty file" : bytes};
 }
 
 }  // namespace detail
@@ -210,7 +251,8 @@ inline failure not_a_torch_zip(const byte_source& file, torch_container kind, st
 /// else the first of model, net, params, params_ema, generator, module that holds some.
 /// @fails malformed, limit, unsupported (other containers, TorchScript, big-endian, opaque objects with tensors inside, blocked
 /// globals), mismatch (two tensors of one name), path, integrity, usage (`select` does not exist), io.
-inline result<torch_checkpoint> read_torch(std::shared_ptr<const byte_source> file, const limits& bounds = {}, std::string_view select = {}) {
+inline result<torch_checkpoint> read_torch(std::shared_ptr<const byte_source> file, const limits& bounds = {},
+                                           std::string_view select = {}) {
   std::array<std::byte, 264> buffer{};
   const auto head = std::span(buffer).first(static_cast<std::size_t>(std::min<std::uint64_t>(buffer.size(), file->size())));
   TENSORSMITH_CHECK(file->read_at(0, head));

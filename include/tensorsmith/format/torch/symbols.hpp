@@ -20,21 +20,45 @@ TENSORSMITH_BEGIN_NAMESPACE
 
 /// What a global of a pickle means to the reader.
 enum class torch_symbol : std::uint16_t {
-  unknown,       ///< an inert name; objects made from it are opaque
-  ordered_dict, default_dict, counter, plain_dict,
-  plain_list, plain_tuple, set, bytes, bytearray, complex,
-  encode,        ///< _codecs encode: bytes in protocol 2
-  size, device,
-  tensor_v1, tensor_v2, tensor_v3, parameter, parameter_with_state, from_device, from_type,
-  parameter_class, tensor_class, storage_class, element_type,
-  constant,      ///< layouts, memory formats, quantization schemes
-  numpy_dtype, numpy_scalar, numpy_array, numpy_class,
+  unknown,  ///< an inert name; objects made from it are opaque
+  ordered_dict,
+  default_dict,
+  counter,
+  plain_dict,
+  plain_list,
+  plain_tuple,
+  set,
+  bytes,
+  bytearray,
+  complex,
+  encode,  ///< _codecs encode: bytes in protocol 2
+  size,
+  device,
+  tensor_v1,
+  tensor_v2,
+  tensor_v3,
+  parameter,
+  parameter_with_state,
+  from_device,
+  from_type,
+  parameter_class,
+  tensor_class,
+  storage_class,
+  element_type,
+  constant,  ///< layouts, memory formats, quantization schemes
+  numpy_dtype,
+  numpy_scalar,
+  numpy_array,
+  numpy_class,
   unsupported_tensor,  ///< sparse, quantized, meta, nested tensors: known, and refused by name
 };
 
 namespace detail {
 
-struct symbol_row { std::string_view module, name; torch_symbol symbol; };
+struct symbol_row {
+  std::string_view module, name;
+  torch_symbol symbol;
+};
 inline constexpr symbol_row symbol_rows[] = {
     {"collections", "OrderedDict", torch_symbol::ordered_dict},
     {"collections", "defaultdict", torch_symbol::default_dict},
@@ -76,46 +100,161 @@ inline constexpr symbol_row symbol_rows[] = {
     {"numpy.core.multiarray", "_reconstruct", torch_symbol::numpy_array},
     {"numpy._core.multiarray", "_reconstruct", torch_symbol::numpy_array}};
 
-struct storage_row { std::string_view name; std::optional<dtype> type; };
-inline constexpr storage_row storage_rows[] = {
-    {"DoubleStorage", dtype::f64}, {"FloatStorage", dtype::f32}, {"HalfStorage", dtype::f16}, {"BFloat16Storage", dtype::bf16},
-    {"LongStorage", dtype::i64}, {"IntStorage", dtype::i32}, {"ShortStorage", dtype::i16}, {"CharStorage", dtype::i8},
-    {"ByteStorage", dtype::u8}, {"BoolStorage", dtype::boolean}, {"ComplexDoubleStorage", dtype::c128},
-    {"ComplexFloatStorage", dtype::c64}, {"UntypedStorage", dtype::u8}, {"QInt8Storage", std::nullopt},
-    {"QUInt8Storage", std::nullopt}, {"QInt32Storage", std::nullopt}, {"QUInt4x2Storage", std::nullopt},
-    {"QUInt2x4Storage", std::nullopt}};
+struct storage_row {
+  std::string_view name;
+  std::optional<dtype> type;
+};
+inline constexpr storage_row storage_rows[] = {{"DoubleStorage", dtype::f64},
+                                               {"FloatStorage", dtype::f32},
+                                               {"HalfStorage", dtype::f16},
+                                               {"BFloat16Storage", dtype::bf16},
+                                               {"LongStorage", dtype::i64},
+                                               {"IntStorage", dtype::i32},
+                                               {"ShortStorage", dtype::i16},
+                                               {"CharStorage", dtype::i8},
+                                               {"ByteStorage", dtype::u8},
+                                               {"BoolStorage", dtype::boolean},
+                                               {"ComplexDoubleStorage", dtype::c128},
+                                               {"ComplexFloatStorage", dtype::c64},
+                                               {"UntypedStorage", dtype::u8},
+                                               {"QInt8Storage", std::nullopt},
+                                               {"QUInt8Storage", std::nullopt},
+                                               {"QInt32Storage", std::nullopt},
+                                               {"QUInt4x2Storage", std::nullopt},
+                                               {"QUInt2x4Storage", std::nullopt}};
 
-inline constexpr storage_row element_rows[] = {
-    {"float32", dtype::f32}, {"float", dtype::f32}, {"float64", dtype::f64}, {"double", dtype::f64}, {"float16", dtype::f16},
-    {"half", dtype::f16}, {"bfloat16", dtype::bf16}, {"int8", dtype::i8}, {"uint8", dtype::u8}, {"int16", dtype::i16},
-    {"short", dtype::i16}, {"int32", dtype::i32}, {"int", dtype::i32}, {"int64", dtype::i64}, {"long", dtype::i64},
-    {"bool", dtype::boolean}, {"complex64", dtype::c64}, {"complex128", dtype::c128}, {"uint16", dtype::u16},
-    {"uint32", dtype::u32}, {"uint64", dtype::u64}, {"float8_e5m2", dtype::f8_e5m2}, {"float8_e4m3fn", dtype::f8_e4m3},
-    {"float8_e5m2fnuz", dtype::f8_e5m2fnuz}, {"float8_e4m3fnuz", dtype::f8_e4m3fnuz}, {"float8_e8m0fnu", dtype::f8_e8m0},
-    {"complex32", std::nullopt}, {"float4_e2m1fn_x2", std::nullopt}, {"quint8", std::nullopt}, {"qint8", std::nullopt},
-    {"qint32", std::nullopt}, {"quint4x2", std::nullopt}, {"quint2x4", std::nullopt}};
+inline constexpr storage_row element_rows[] = {{"float32", dtype::f32},
+                                               {"float", dtype::f32},
+                                               {"float64", dtype::f64},
+                                               {"double", dtype::f64},
+                                               {"float16", dtype::f16},
+                                               {"half", dtype::f16},
+                                               {"bfloat16", dtype::bf16},
+                                               {"int8", dtype::i8},
+                                               {"uint8", dtype::u8},
+                                               {"int16", dtype::i16},
+                                               {"short", dtype::i16},
+                                               {"int32", dtype::i32},
+                                               {"int", dtype::i32},
+                                               {"int64", dtype::i64},
+                                               {"long", dtype::i64},
+                                               {"bool", dtype::boolean},
+                                               {"complex64", dtype::c64},
+                                               {"complex128", dtype::c128},
+                                               {"uint16", dtype::u16},
+                                               {"uint32", dtype::u32},
+                                               {"uint64", dtype::u64},
+                                               {"float8_e5m2", dtype::f8_e5m2},
+                                               {"float8_e4m3fn", dtype::f8_e4m3},
+                                               {"float8_e5m2fnuz", dtype::f8_e5m2fnuz},
+                                               {"float8_e4m3fnuz", dtype::f8_e4m3fnuz},
+                                               {"float8_e8m0fnu", dtype::f8_e8m0},
+                                               {"complex32", std::nullopt},
+                                               {"float4_e2m1fn_x2", std::nullopt},
+                                               {"quint8", std::nullopt},
+                                               {"qint8", std::nullopt},
+                                               {"qint32", std::nullopt},
+                                               {"quint4x2", std::nullopt},
+                                               {"quint2x4", std::nullopt}};
 
-inline constexpr std::string_view constant_names[] = {
-    "contiguous_format", "channels_last", "channels_last_3d", "preserve_format", "strided", "sparse_coo", "sparse_csr",
-    "sparse_csc", "sparse_bsr", "sparse_bsc", "per_tensor_affine", "per_channel_affine", "per_channel_affine_float_qparams",
-    "per_tensor_symmetric", "per_channel_symmetric"};
+inline constexpr std::string_view constant_names[] = {"contiguous_format",
+                                                      "channels_last",
+                                                      "channels_last_3d",
+                                                      "preserve_format",
+                                                      "strided",
+                                                      "sparse_coo",
+                                                      "sparse_csr",
+                                                      "sparse_csc",
+                                                      "sparse_bsr",
+                                                      "sparse_bsc",
+                                                      "per_tensor_affine",
+                                                      "per_channel_affine",
+                                                      "per_channel_affine_float_qparams",
+                                                      "per_tensor_symmetric",
+                                                      "per_channel_symmetric"};
 
-inline constexpr std::string_view blocked_modules[] = {
-    "os", "posix", "nt", "sys", "subprocess", "pty", "runpy", "shutil", "socket", "ctypes", "importlib", "multiprocessing",
-    "signal", "webbrowser", "asyncio", "pip", "code", "bdb", "pdb", "timeit", "profile", "cProfile", "doctest", "trace",
-    "venv", "ensurepip", "http", "urllib", "requests", "aiohttp", "httplib", "pickle", "_pickle", "dill", "joblib",
-    "cloudpickle", "commands", "torch.hub", "torch._dynamo", "torch._inductor", "numpy.testing", "numpy.f2py",
-    "numpy.distutils", "logging.config", "tempfile", "lib2to3"};
+inline constexpr std::string_view blocked_modules[] = {"os",
+                                                       "posix",
+                                                       "nt",
+                                                       "sys",
+                                                       "subprocess",
+                                                       "pty",
+                                                       "runpy",
+                                                       "shutil",
+                                                       "socket",
+                                                       "ctypes",
+                                                       "importlib",
+                                                       "multiprocessing",
+                                                       "signal",
+                                                       "webbrowser",
+                                                       "asyncio",
+                                                       "pip",
+                                                       "code",
+                                                       "bdb",
+                                                       "pdb",
+                                                       "timeit",
+                                                       "profile",
+                                                       "cProfile",
+                                                       "doctest",
+                                                       "trace",
+                                                       "venv",
+                                                       "ensurepip",
+                                                       "http",
+                                                       "urllib",
+                                                       "requests",
+                                                       "aiohttp",
+                                                       "httplib",
+                                                       "pickle",
+                                                       "_pickle",
+                                                       "dill",
+                                                       "joblib",
+                                                       "cloudpickle",
+                                                       "commands",
+                                                       "torch.hub",
+                                                       "torch._dynamo",
+                                                       "torch._inductor",
+                                                       "numpy.testing",
+                                                       "numpy.f2py",
+                                                       "numpy.distutils",
+                                                       "logging.config",
+                                                       "tempfile",
+                                                       "lib2to3"};
 
-struct blocked_row { std::string_view module, name; };
-inline constexpr blocked_row blocked_rows[] = {
-    {"builtins", "eval"}, {"builtins", "exec"}, {"builtins", "compile"}, {"builtins", "execfile"}, {"builtins", "open"},
-    {"builtins", "getattr"}, {"builtins", "setattr"}, {"builtins", "delattr"}, {"builtins", "globals"}, {"builtins", "locals"},
-    {"builtins", "vars"}, {"builtins", "__import__"}, {"builtins", "breakpoint"}, {"builtins", "input"}, {"builtins", "apply"},
-    {"builtins", "map"}, {"builtins", "filter"}, {"builtins", "type"}, {"operator", "attrgetter"}, {"operator", "itemgetter"},
-    {"operator", "methodcaller"}, {"_operator", "attrgetter"}, {"_operator", "itemgetter"}, {"_operator", "methodcaller"},
-    {"functools", "partial"}, {"types", "CodeType"}, {"types", "FunctionType"}, {"torch.jit", "load"}, {"torch", "load"},
-    {"torch.serialization", "load"}, {"torch.storage", "_load_from_bytes"}, {"uuid", "_get_command_stdout"}};
+struct blocked_row {
+  std::string_view module, name;
+};
+inline constexpr blocked_row blocked_rows[] = {{"builtins", "eval"},
+                                               {"builtins", "exec"},
+                                               {"builtins", "compile"},
+                                               {"builtins", "execfile"},
+                                               {"builtins", "open"},
+                                               {"builtins", "getattr"},
+                                               {"builtins", "setattr"},
+                                               {"builtins", "delattr"},
+                                               {"builtins", "globals"},
+                                               {"builtins", "locals"},
+                                               {"builtins", "vars"},
+                                               {"builtins", "__import__"},
+                                               {"builtins", "breakpoint"},
+                                               {"builtins", "input"},
+                                               {"builtins", "apply"},
+                                               {"builtins", "map"},
+                                               {"builtins", "filter"},
+                                               {"builtins", "type"},
+                                               {"operator", "attrgetter"},
+                                               {"operator", "itemgetter"},
+                                               {"operator", "methodcaller"},
+                                               {"_operator", "attrgetter"},
+                                               {"_operator", "itemgetter"},
+                                               {"_operator", "methodcaller"},
+                                               {"functools", "partial"},
+                                               {"types", "CodeType"},
+                                               {"types", "FunctionType"},
+                                               {"torch.jit", "load"},
+                                               {"torch", "load"},
+                                               {"torch.serialization", "load"},
+                                               {"torch.storage", "_load_from_bytes"},
+                                               {"uuid", "_get_command_stdout"}};
 
 /// Python 2's names of modules, as Python 3 maps them.
 inline std::string_view python3_module(std::string_view module) noexcept {
@@ -168,7 +307,8 @@ inline torch_symbol symbol_of(std::string_view module, std::string_view name) no
     if (name.size() >= 6 && name.substr(name.size() - 6) == "Tensor") return torch_symbol::tensor_class;
   }
   if (module == "torch" && detail::row_named(detail::element_rows, name) != nullptr) return torch_symbol::element_type;
-  if (module == "torch" && std::find(std::begin(detail::constant_names), std::end(detail::constant_names), name) != std::end(detail::constant_names))
+  if (module == "torch" &&
+      std::find(std::begin(detail::constant_names), std::end(detail::constant_names), name) != std::end(detail::constant_names))
     return torch_symbol::constant;
   for (const auto& row : detail::symbol_rows)
     if (row.name == name && row.module == module) return row.symbol;

@@ -57,10 +57,19 @@ class torch_tensors {
   static bool is_tensor(const pickle_document& doc, id n) noexcept {
     if (doc.kind(n) != pickle_kind::object) return false;
     switch (doc.maker(n)) {
-      case torch_symbol::tensor_v1: case torch_symbol::tensor_v2: case torch_symbol::tensor_v3: case torch_symbol::parameter:
-      case torch_symbol::parameter_with_state: case torch_symbol::from_device: case torch_symbol::from_type:
-      case torch_symbol::parameter_class: case torch_symbol::tensor_class: case torch_symbol::unsupported_tensor: return true;
-      default: return false;
+      case torch_symbol::tensor_v1:
+      case torch_symbol::tensor_v2:
+      case torch_symbol::tensor_v3:
+      case torch_symbol::parameter:
+      case torch_symbol::parameter_with_state:
+      case torch_symbol::from_device:
+      case torch_symbol::from_type:
+      case torch_symbol::parameter_class:
+      case torch_symbol::tensor_class:
+      case torch_symbol::unsupported_tensor:
+        return true;
+      default:
+        return false;
     }
   }
 
@@ -97,9 +106,13 @@ class torch_tensors {
 
   failure fail(errc code, id n, const std::string& where, std::string what, std::string expected = {}, std::string found = {},
                std::string advice = {}) const {
-    return failure{.code = code, .what = std::move(what), .file = file_,
+    return failure{.code = code,
+                   .what = std::move(what),
+                   .file = file_,
                    .place = entry_ + ", byte offset " + std::to_string(doc_.at(n)) + ", tensor " + quoted(where),
-                   .expected = std::move(expected), .found = std::move(found), .advice = std::move(advice)};
+                   .expected = std::move(expected),
+                   .found = std::move(found),
+                   .advice = std::move(advice)};
   }
 
   result<tensor_ref> make_new(id n, const std::string& where) {
@@ -111,16 +124,16 @@ class torch_tensors {
                          symbol == torch_symbol::from_device || symbol == torch_symbol::parameter_class;
       if (symbol == torch_symbol::from_type) {
         if (args.size() != 4 || doc_.kind(args[0]) != pickle_kind::global || doc_.kind(args[2]) != pickle_kind::tuple)
-          return fail(errc::malformed, n, where, "a tensor subclass is rebuilt from wrong arguments", "(function, class, arguments, state)",
-                      std::to_string(args.size()) + " arguments");
+          return fail(errc::malformed, n, where, "a tensor subclass is rebuilt from wrong arguments",
+                      "(function, class, arguments, state)", std::to_string(args.size()) + " arguments");
         callable = args[0];
         symbol = doc_.symbol(callable);
         args = doc_.items(args[2]);
         if (symbol == torch_symbol::from_type) return fail(errc::malformed, n, where, "a tensor subclass is rebuilt twice");
       } else if (wraps) {
         if (args.empty() || !is_tensor(doc_, args[0]))
-          return fail(errc::malformed, n, where, quoted(doc_.full_name(callable)) + " is called with wrong arguments", "a tensor first",
-                      args.empty() ? "nothing" : std::string(name_of(doc_.kind(args[0]))));
+          return fail(errc::malformed, n, where, quoted(doc_.full_name(callable)) + " is called with wrong arguments",
+                      "a tensor first", args.empty() ? "nothing" : std::string(name_of(doc_.kind(args[0]))));
         const id inner = args[0];
         callable = doc_.callable(inner);
         state = doc_.state(inner);
@@ -133,12 +146,18 @@ class torch_tensors {
     return base_tensor(n, where, symbol, callable, args, state);
   }
 
-  result<tensor_ref> base_tensor(id n, const std::string& where, torch_symbol symbol, id callable, std::vector<id> args, id state) {
+  result<tensor_ref> base_tensor(id n, const std::string& where, torch_symbol symbol, id callable, std::vector<id> args,
+                                 id state) {
     std::size_t least = 6, most = 7;
     switch (symbol) {
-      case torch_symbol::tensor_v1: least = most = 4; break;
-      case torch_symbol::tensor_v2: break;
-      case torch_symbol::tensor_v3: least = 7, most = 8; break;
+      case torch_symbol::tensor_v1:
+        least = most = 4;
+        break;
+      case torch_symbol::tensor_v2:
+        break;
+      case torch_symbol::tensor_v3:
+        least = 7, most = 8;
+        break;
       case torch_symbol::tensor_class:  // torch 0.1: an empty tensor whose state is (storage, offset, size, stride)
         if (args.empty() && state != pickle_document::nothing && doc_.kind(state) == pickle_kind::tuple) args = doc_.items(state);
         least = most = 4;
@@ -147,11 +166,13 @@ class torch_tensors {
         return fail(errc::unsupported, n, where, "the tensor is sparse, quantized, nested or without data", "a dense tensor",
                     quoted(doc_.full_name(callable)));
       default:
-        return fail(errc::unsupported, n, where, "the tensor is rebuilt by an unknown function", "a function of torch._utils", quoted(doc_.full_name(callable)));
+        return fail(errc::unsupported, n, where, "the tensor is rebuilt by an unknown function", "a function of torch._utils",
+                    quoted(doc_.full_name(callable)));
     }
     if (args.size() < least || args.size() > most)
       return fail(errc::malformed, n, where, quoted(doc_.full_name(callable)) + " is called with wrong arguments",
-                  least == most ? std::to_string(least) + " arguments" : std::to_string(least) + " or " + std::to_string(most) + " arguments",
+                  least == most ? std::to_string(least) + " arguments"
+                                : std::to_string(least) + " or " + std::to_string(most) + " arguments",
                   std::to_string(args.size()));
     if (doc_.kind(args[0]) != pickle_kind::storage)
       return fail(errc::malformed, n, where, "the tensor has no storage", "a storage", std::string(name_of(doc_.kind(args[0]))));
@@ -161,11 +182,14 @@ class torch_tensors {
     if (symbol == torch_symbol::tensor_v3) {
       const auto named = doc_.kind(args[6]) == pickle_kind::global ? element_type(doc_.name(args[6])) : std::nullopt;
       if (!named || doc_.symbol(args[6]) != torch_symbol::element_type)
-        return fail(errc::unsupported, n, where, "the tensor's element type is not supported", "a floating, integer, boolean or complex type",
-                    doc_.kind(args[6]) == pickle_kind::global ? quoted(doc_.full_name(args[6])) : std::string(name_of(doc_.kind(args[6]))));
+        return fail(errc::unsupported, n, where, "the tensor's element type is not supported",
+                    "a floating, integer, boolean or complex type",
+                    doc_.kind(args[6]) == pickle_kind::global ? quoted(doc_.full_name(args[6]))
+                                                              : std::string(name_of(doc_.kind(args[6]))));
       type = *named;
     } else if (s->untyped) {
-      return fail(errc::malformed, n, where, "a tensor without element type lies in an untyped storage", "a typed storage", "UntypedStorage");
+      return fail(errc::malformed, n, where, "a tensor without element type lies in an untyped storage", "a typed storage",
+                  "UntypedStorage");
     }
     return view_of(n, where, *s, type, args);
   }
@@ -173,19 +197,22 @@ class torch_tensors {
   /// The arguments behind storage, offset, size and stride: requires_grad, hooks, [dtype], [metadata].
   result<void> check_rest(id n, const std::string& where, torch_symbol symbol, const std::vector<id>& args) const {
     if (args.size() > 4 && doc_.kind(args[4]) != pickle_kind::boolean)
-      return fail(errc::malformed, n, where, "requires_grad is no boolean", "a boolean", std::string(name_of(doc_.kind(args[4]))));
+      return fail(errc::malformed, n, where, "requires_grad is no boolean", "a boolean",
+                  std::string(name_of(doc_.kind(args[4]))));
     if (args.size() > 5 && doc_.kind(args[5]) != pickle_kind::dict && doc_.kind(args[5]) != pickle_kind::none)
       return fail(errc::malformed, n, where, "the hooks are no dict", "a dict or None", std::string(name_of(doc_.kind(args[5]))));
     const std::size_t metadata = symbol == torch_symbol::tensor_v3 ? 7 : 6;
     if (args.size() <= metadata || doc_.kind(args[metadata]) == pickle_kind::none) return {};
     if (doc_.kind(args[metadata]) != pickle_kind::dict)
-      return fail(errc::malformed, n, where, "the tensor's metadata is no dict", "a dict", std::string(name_of(doc_.kind(args[metadata]))));
+      return fail(errc::malformed, n, where, "the tensor's metadata is no dict", "a dict",
+                  std::string(name_of(doc_.kind(args[metadata]))));
     const std::vector<id> pairs = doc_.items(args[metadata]);
     for (std::size_t i = 0; i + 1 < pairs.size(); i += 2) {
       const bool off = doc_.kind(pairs[i + 1]) == pickle_kind::boolean && !doc_.boolean(pairs[i + 1]);
       if (!off)
-        return fail(errc::unsupported, n, where, "the tensor is stored with an operation to apply", "no metadata",
-                    doc_.kind(pairs[i]) == pickle_kind::text ? quoted(doc_.text(pairs[i])) : std::string(name_of(doc_.kind(pairs[i]))));
+        return fail(
+            errc::unsupported, n, where, "the tensor is stored with an operation to apply", "no metadata",
+            doc_.kind(pairs[i]) == pickle_kind::text ? quoted(doc_.text(pairs[i])) : std::string(name_of(doc_.kind(pairs[i]))));
     }
     return {};
   }
@@ -197,8 +224,8 @@ class torch_tensors {
     const auto type = storage_type(doc_.name(parts[1]));
     const bool untyped = doc_.name(parts[1]) == "UntypedStorage";
     if (!type)
-      return fail(errc::unsupported, n, where, "the storage's element type is not supported", "a floating, integer, boolean or complex type",
-                  quoted(doc_.full_name(parts[1])));
+      return fail(errc::unsupported, n, where, "the storage's element type is not supported",
+                  "a floating, integer, boolean or complex type", quoted(doc_.full_name(parts[1])));
     const auto known = storages_.find(key);
     if (known != storages_.end()) {
       const storage& s = known->second;
@@ -211,12 +238,14 @@ class torch_tensors {
     TENSORSMITH_TRY(torch_record record, find_(key));
     const detail::wide_count needed = static_cast<detail::wide_count>(numel) * (bits_of(*type) / 8);
     if (needed > record.bytes)
-      return fail(errc::malformed, n, where, "storage " + quoted(key) + " is shorter than declared",
-                  detail::to_text(needed) + " bytes (" + std::to_string(numel) + " elements of " + std::string(name_of(*type)) + ")",
-                  std::to_string(record.bytes) + " bytes", "is the download incomplete?");
+      return fail(
+          errc::malformed, n, where, "storage " + quoted(key) + " is shorter than declared",
+          detail::to_text(needed) + " bytes (" + std::to_string(numel) + " elements of " + std::string(name_of(*type)) + ")",
+          std::to_string(record.bytes) + " bytes", "is the download incomplete?");
     if (needed < record.bytes)
-      notes_.push_back({note::level::info, record.place, std::to_string(record.bytes - static_cast<std::uint64_t>(needed)) +
-                                                             " bytes behind the declared end of the storage are not used."});
+      notes_.push_back({note::level::info, record.place,
+                        std::to_string(record.bytes - static_cast<std::uint64_t>(needed)) +
+                            " bytes behind the declared end of the storage are not used."});
     stored_bytes_ += record.bytes;
     return &storages_.emplace(key, storage{*type, untyped, numel, std::move(record)}).first->second;
   }
@@ -224,15 +253,17 @@ class torch_tensors {
   /// The integers of a tuple, none negative.
   result<std::vector<std::uint64_t>> extents(id tuple, id n, const std::string& where, const char* what) const {
     if (doc_.kind(tuple) != pickle_kind::tuple && doc_.kind(tuple) != pickle_kind::list)
-      return fail(errc::malformed, n, where, std::string("the tensor's ") + what + " is no tuple", "a tuple of integers", std::string(name_of(doc_.kind(tuple))));
+      return fail(errc::malformed, n, where, std::string("the tensor's ") + what + " is no tuple", "a tuple of integers",
+                  std::string(name_of(doc_.kind(tuple))));
     if (doc_.count(tuple) > limits_.rank)
       return fail(errc::limit, n, where, "the tensor has too many dimensions", std::to_string(limits_.rank) + " at most",
                   std::to_string(doc_.count(tuple)), "raise it with --max-rank");
     std::vector<std::uint64_t> out;
     for (const id item : doc_.items(tuple)) {
       if (doc_.kind(item) != pickle_kind::integer || doc_.integer(item) < 0)
-        return fail(errc::malformed, n, where, std::string("the tensor's ") + what + " is wrong", "integers from 0",
-                    doc_.kind(item) == pickle_kind::integer ? std::to_string(doc_.integer(item)) : std::string(name_of(doc_.kind(item))));
+        return fail(
+            errc::malformed, n, where, std::string("the tensor's ") + what + " is wrong", "integers from 0",
+            doc_.kind(item) == pickle_kind::integer ? std::to_string(doc_.integer(item)) : std::string(name_of(doc_.kind(item))));
       out.push_back(static_cast<std::uint64_t>(doc_.integer(item)));
     }
     return out;
@@ -241,18 +272,21 @@ class torch_tensors {
   result<tensor_ref> view_of(id n, const std::string& where, const storage& s, dtype type, const std::vector<id>& args) {
     if (doc_.kind(args[1]) != pickle_kind::integer || doc_.integer(args[1]) < 0)
       return fail(errc::malformed, n, where, "the tensor's offset is wrong", "an integer from 0",
-                  doc_.kind(args[1]) == pickle_kind::integer ? std::to_string(doc_.integer(args[1])) : std::string(name_of(doc_.kind(args[1]))));
+                  doc_.kind(args[1]) == pickle_kind::integer ? std::to_string(doc_.integer(args[1]))
+                                                             : std::string(name_of(doc_.kind(args[1]))));
     const auto offset = static_cast<std::uint64_t>(doc_.integer(args[1]));
     TENSORSMITH_TRY(const auto sizes, extents(args[2], n, where, "size"));
     TENSORSMITH_TRY(const auto strides, extents(args[3], n, where, "stride"));
     if (sizes.size() != strides.size())
-      return fail(errc::malformed, n, where, "the tensor has other numbers of sizes and strides", std::to_string(sizes.size()), std::to_string(strides.size()));
+      return fail(errc::malformed, n, where, "the tensor has other numbers of sizes and strides", std::to_string(sizes.size()),
+                  std::to_string(strides.size()));
     const bool empty = std::find(sizes.begin(), sizes.end(), 0) != sizes.end();
     detail::wide_count last = offset, count = 1;
     for (std::size_t i = 0; i < sizes.size(); ++i) {
       if (sizes[i] >= limits_.elements || (!empty && count * sizes[i] >= limits_.elements))
         return fail(errc::limit, n, where, "the tensor has too many elements", "less than " + std::to_string(limits_.elements),
-                    sizes[i] >= limits_.elements ? std::to_string(sizes[i]) : detail::to_text(count * sizes[i]), "no file this large is supported");
+                    sizes[i] >= limits_.elements ? std::to_string(sizes[i]) : detail::to_text(count * sizes[i]),
+                    "no file this large is supported");
       if (empty) continue;
       count *= sizes[i];
       last += static_cast<detail::wide_count>(sizes[i] - 1) * strides[i];
@@ -260,24 +294,30 @@ class torch_tensors {
     const std::uint64_t elements = s.bytes() / (bits_of(type) / 8);
     if (!empty && last >= elements)
       return fail(errc::malformed, n, where, "the tensor reaches past its storage", "elements below " + std::to_string(elements),
-                  "element " + detail::to_text(last) + " (offset " + std::to_string(offset) + ", size " + to_string(shape_type(sizes.begin(), sizes.end())) +
-                      ", stride " + to_string(shape_type(strides.begin(), strides.end())) + ")");
+                  "element " + detail::to_text(last) + " (offset " + std::to_string(offset) + ", size " +
+                      to_string(shape_type(sizes.begin(), sizes.end())) + ", stride " +
+                      to_string(shape_type(strides.begin(), strides.end())) + ")");
     const std::uint64_t bytes = empty ? 0 : static_cast<std::uint64_t>(count) * (bits_of(type) / 8);
     if (bytes > free_bytes && bytes / limits_.expansion > s.record.bytes)
-      return fail(errc::limit, n, where, "the tensor repeats its stored elements too often", "at most " + std::to_string(limits_.expansion) + " times",
-                  std::to_string(bytes) + " bytes from " + std::to_string(s.record.bytes) + " stored", "raise it with --max-expansion");
+      return fail(errc::limit, n, where, "the tensor repeats its stored elements too often",
+                  "at most " + std::to_string(limits_.expansion) + " times",
+                  std::to_string(bytes) + " bytes from " + std::to_string(s.record.bytes) + " stored",
+                  "raise it with --max-expansion");
     TENSORSMITH_CHECK(account(bytes, n, where));
     const std::uint64_t first = s.record.offset + (empty ? 0 : offset * (bits_of(type) / 8));
     return tensor_ref{strided_tensor(s.record.source, first, type, shape_type(sizes.begin(), sizes.end()),
-                                     std::vector<std::size_t>(strides.begin(), strides.end()), where, s.record.check), 0};
+                                     std::vector<std::size_t>(strides.begin(), strides.end()), where, s.record.check),
+                      0};
   }
 
   /// Many names for the same bytes must not add up to more than the file could reasonably stand for.
   result<void> account(std::uint64_t bytes, id n, const std::string& where) {
     produced_bytes_ += std::min(bytes, ~std::uint64_t{0} - produced_bytes_);
     if (produced_bytes_ <= free_bytes || produced_bytes_ / limits_.expansion <= stored_bytes_) return {};
-    return fail(errc::limit, n, where, "the tensors together repeat their storages too often", "at most " + std::to_string(limits_.expansion) + " times",
-                std::to_string(produced_bytes_) + " bytes from " + std::to_string(stored_bytes_) + " stored", "raise it with --max-expansion");
+    return fail(errc::limit, n, where, "the tensors together repeat their storages too often",
+                "at most " + std::to_string(limits_.expansion) + " times",
+                std::to_string(produced_bytes_) + " bytes from " + std::to_string(stored_bytes_) + " stored",
+                "raise it with --max-expansion");
   }
 
   static constexpr std::uint64_t free_bytes = 64u << 20;  // repeating is no concern below this size

@@ -6,6 +6,7 @@
 #pragma once
 
 #include <algorithm>
+#include <bit>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
@@ -40,9 +41,9 @@ struct torch_ignored {
 
 /// What a torch checkpoint holds.
 struct torch_checkpoint {
-  catalog tensors;                       ///< in the order of the file, named below `selected`
-  std::string selected;                  ///< path of the dict the tensors come from: "state_dict"; empty for the top
-  std::vector<torch_ignored> ignored;    ///< everything that is neither tensor nor scalar
+  catalog tensors;                     ///< in the order of the file, named below `selected`
+  std::string selected;                ///< path of the dict the tensors come from: "state_dict"; empty for the top
+  std::vector<torch_ignored> ignored;  ///< everything that is neither tensor nor scalar
   std::vector<std::pair<std::string, json_value>> scalars;  ///< "global_step" → 470000; numpy scalars become numbers
   std::vector<note> notes;
 };
@@ -76,15 +77,23 @@ class torch_walk {
     std::vector<id> items;  // key, value, … or values
     bool pairs;
     std::size_t at = 0;
-    std::string prefix;     // of tensor names, with its dot
-    std::string path;       // from the top, for messages
+    std::string prefix;  // of tensor names, with its dot
+    std::string path;    // from the top, for messages
   };
 
-  failure fail(errc code, id n, std::string what, std::string expected = {}, std::string found = {}, std::string advice = {}) const {
-    return failure{.code = code, .what = std::move(what), .file = file_, .place = entry_ + ", byte offset " + std::to_string(doc_.at(n)),
-                   .expected = std::move(expected), .found = std::move(found), .advice = std::move(advice)};
+  failure fail(errc code, id n, std::string what, std::string expected = {}, std::string found = {},
+               std::string advice = {}) const {
+    return failure{.code = code,
+                   .what = std::move(what),
+                   .file = file_,
+                   .place = entry_ + ", byte offset " + std::to_string(doc_.at(n)),
+                   .expected = std::move(expected),
+                   .found = std::move(found),
+                   .advice = std::move(advice)};
   }
-  std::string describe(id n) const { return doc_.kind(n) == pickle_kind::object ? doc_.class_of(n) : std::string(name_of(doc_.kind(n))); }
+  std::string describe(id n) const {
+    return doc_.kind(n) == pickle_kind::object ? doc_.class_of(n) : std::string(name_of(doc_.kind(n)));
+  }
   std::string keys_of(id dict) const {
     std::string out;
     const std::vector<id> pairs = doc_.items(dict);
@@ -94,10 +103,14 @@ class torch_walk {
   }
   std::string key_text(id key) const {
     switch (doc_.kind(key)) {
-      case pickle_kind::text: return std::string(doc_.text(key));
-      case pickle_kind::integer: return "<" + std::to_string(doc_.integer(key)) + ">";
-      case pickle_kind::global: return "<" + doc_.full_name(key) + ">";
-      default: return "<" + describe(key) + ">";
+      case pickle_kind::text:
+        return std::string(doc_.text(key));
+      case pickle_kind::integer:
+        return "<" + std::to_string(doc_.integer(key)) + ">";
+      case pickle_kind::global:
+        return "<" + doc_.full_name(key) + ">";
+      default:
+        return "<" + describe(key) + ">";
     }
   }
   static std::string joined(const std::string& path, const std::string& key) { return path.empty() ? key : path + "/" + key; }
@@ -146,8 +159,8 @@ class torch_walk {
       const std::string key(select.substr(at, end - at));
       const id inner = doc_.kind(node) == pickle_kind::dict ? value_of(node, key) : none;
       if (inner == none)
-        return fail(errc::usage, node, "there is no " + quoted(key) + " to select", doc_.kind(node) == pickle_kind::dict ? "one of " + keys_of(node) : "a dict",
-                    quoted(select));
+        return fail(errc::usage, node, "there is no " + quoted(key) + " to select",
+                    doc_.kind(node) == pickle_kind::dict ? "one of " + keys_of(node) : "a dict", quoted(select));
       TENSORSMITH_CHECK(descend(node, key, inner));
       node = inner;
       at = end + 1;
@@ -215,19 +228,27 @@ class torch_walk {
 
   std::optional<json_value> scalar_of(id n) const {
     switch (doc_.kind(n)) {
-      case pickle_kind::none: return json_value();
-      case pickle_kind::boolean: return json_value(doc_.boolean(n));
-      case pickle_kind::integer: return json_value(doc_.integer(n));
-      case pickle_kind::real: return json_value(doc_.real(n));
-      case pickle_kind::text: return json_value(doc_.text(n));
-      case pickle_kind::object: return doc_.maker(n) == torch_symbol::numpy_scalar ? numpy_scalar(n) : std::nullopt;
-      default: return std::nullopt;
+      case pickle_kind::none:
+        return json_value();
+      case pickle_kind::boolean:
+        return json_value(doc_.boolean(n));
+      case pickle_kind::integer:
+        return json_value(doc_.integer(n));
+      case pickle_kind::real:
+        return json_value(doc_.real(n));
+      case pickle_kind::text:
+        return json_value(doc_.text(n));
+      case pickle_kind::object:
+        return doc_.maker(n) == torch_symbol::numpy_scalar ? numpy_scalar(n) : std::nullopt;
+      default:
+        return std::nullopt;
     }
   }
   /// scalar(dtype("i8") with state (3, "<", …), bytes).
   std::optional<json_value> numpy_scalar(id n) const {
     const std::vector<id> args = doc_.items(doc_.arguments(n));
-    if (args.size() != 2 || doc_.kind(args[0]) != pickle_kind::object || doc_.maker(args[0]) != torch_symbol::numpy_dtype) return std::nullopt;
+    if (args.size() != 2 || doc_.kind(args[0]) != pickle_kind::object || doc_.maker(args[0]) != torch_symbol::numpy_dtype)
+      return std::nullopt;
     if (doc_.kind(args[1]) != pickle_kind::bytes && doc_.kind(args[1]) != pickle_kind::text) return std::nullopt;
     const std::vector<id> made = doc_.items(doc_.arguments(args[0]));
     const id state = doc_.state(args[0]);
@@ -249,7 +270,8 @@ class torch_walk {
       return json_value(static_cast<std::int64_t>(bits << unused) >> unused);
     }
     if (letter == 'f' && width == 8) return json_value(std::bit_cast<double>(bits));
-    if (letter == 'f' && width == 4) return json_value(static_cast<double>(std::bit_cast<float>(static_cast<std::uint32_t>(bits))));
+    if (letter == 'f' && width == 4)
+      return json_value(static_cast<double>(std::bit_cast<float>(static_cast<std::uint32_t>(bits))));
     if (letter == 'f' && width == 2) return json_value(static_cast<double>(f16_to_f32(static_cast<std::uint16_t>(bits))));
     return std::nullopt;
   }
@@ -262,15 +284,17 @@ class torch_walk {
     const id state = doc_.state(n);
     if (state == pickle_document::nothing || doc_.kind(state) != pickle_kind::dict) return false;
     const id parameters = value_of(state, "_parameters"), modules = value_of(state, "_modules");
-    return parameters != none && modules != none && doc_.kind(parameters) == pickle_kind::dict && doc_.kind(modules) == pickle_kind::dict;
+    return parameters != none && modules != none && doc_.kind(parameters) == pickle_kind::dict &&
+           doc_.kind(modules) == pickle_kind::dict;
   }
 
   result<void> enter(id owner, std::vector<id> items, bool pairs, std::string prefix, std::string path) {
     for (const frame& f : frames_)
-      if (f.owner == owner) return fail(errc::malformed, owner, "the value at " + quoted(path) + " contains itself", "no cycle", quoted(f.path));
+      if (f.owner == owner)
+        return fail(errc::malformed, owner, "the value at " + quoted(path) + " contains itself", "no cycle", quoted(f.path));
     if (frames_.size() >= limits_.pickle_depth)
-      return fail(errc::limit, owner, "the checkpoint nests too deep", std::to_string(limits_.pickle_depth) + " levels at most", "more",
-                  "raise it with --max-pickle-depth");
+      return fail(errc::limit, owner, "the checkpoint nests too deep", std::to_string(limits_.pickle_depth) + " levels at most",
+                  "more", "raise it with --max-pickle-depth");
     frames_.push_back(frame{owner, std::move(items), pairs, 0, std::move(prefix), std::move(path)});
     return {};
   }
@@ -303,15 +327,18 @@ class torch_walk {
     TENSORSMITH_CHECK(spend(value));
     if (torch_tensors::is_tensor(doc_, value)) {
       if (out_.tensors.size() >= limits_.tensors)
-        return fail(errc::limit, value, "the checkpoint has too many tensors", std::to_string(limits_.tensors) + " at most", "more", "raise it with --max-tensors");
+        return fail(errc::limit, value, "the checkpoint has too many tensors", std::to_string(limits_.tensors) + " at most",
+                    "more", "raise it with --max-tensors");
       if (name.empty() && frames_.empty()) name = "tensor";
       TENSORSMITH_TRY(tensor_ref tensor, tensors_.make(value, path.empty() ? name : path));
       return out_.tensors.add(std::move(name), std::move(tensor), file_ + ": " + path);
     }
     const std::string prefix = name.empty() ? name : name + ".";
     switch (doc_.kind(value)) {
-      case pickle_kind::dict: return enter(value, doc_.items(value), true, prefix, path);
-      case pickle_kind::list: case pickle_kind::tuple: {
+      case pickle_kind::dict:
+        return enter(value, doc_.items(value), true, prefix, path);
+      case pickle_kind::list:
+      case pickle_kind::tuple: {
         TENSORSMITH_TRY(const std::size_t held, survey(value, nullptr));
         if (held > 0) return enter(value, doc_.items(value), false, prefix, path);
         return set_aside(value, path);
@@ -321,11 +348,14 @@ class torch_walk {
         std::vector<std::string> classes;
         TENSORSMITH_TRY(const std::size_t held, survey(value, &classes));
         if (held > 0)
-          return fail(errc::unsupported, value, std::to_string(held) + (held == 1 ? " tensor lies" : " tensors lie") + " inside an opaque object at " + quoted(path),
+          return fail(errc::unsupported, value,
+                      std::to_string(held) + (held == 1 ? " tensor lies" : " tensors lie") + " inside an opaque object at " +
+                          quoted(path),
                       "a dict of tensors", quoted(doc_.class_of(value)), "save the state_dict of the model alone");
         return set_aside(value, path);
       }
-      default: return set_aside(value, path);
+      default:
+        return set_aside(value, path);
     }
   }
 
@@ -340,9 +370,12 @@ class torch_walk {
     if (const id buffers = value_of(state, "_buffers"); buffers != none && doc_.kind(buffers) == pickle_kind::dict) {
       const std::vector<id> pairs = doc_.items(buffers);
       for (std::size_t i = 0; i + 1 < pairs.size(); i += 2) {
-        const bool kept = doc_.kind(pairs[i]) != pickle_kind::text || std::find(transient.begin(), transient.end(), doc_.text(pairs[i])) == transient.end();
-        if (kept) items.insert(items.end(), {pairs[i], pairs[i + 1]});
-        else TENSORSMITH_CHECK(set_aside(pairs[i + 1], joined(path, key_text(pairs[i]))));
+        const bool kept = doc_.kind(pairs[i]) != pickle_kind::text ||
+                          std::find(transient.begin(), transient.end(), doc_.text(pairs[i])) == transient.end();
+        if (kept)
+          items.insert(items.end(), {pairs[i], pairs[i + 1]});
+        else
+          TENSORSMITH_CHECK(set_aside(pairs[i + 1], joined(path, key_text(pairs[i]))));
       }
     }
     const std::vector<id> modules = doc_.items(value_of(state, "_modules"));

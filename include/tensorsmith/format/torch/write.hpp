@@ -31,7 +31,7 @@ TENSORSMITH_BEGIN_NAMESPACE
 struct torch_write_options {
   std::string nested{};  ///< key of the dict that holds the tensors ("state_dict"); empty: they are the top-level dict
   std::vector<std::pair<std::string, json_value>> scalars{};  ///< beside `nested`: integers, booleans, null, strings, doubles
-  bool force = false;  ///< replace an existing file
+  bool force = false;                                         ///< replace an existing file
 };
 
 /// A checkpoint as it will be: every offset and the size of the file are known.
@@ -86,8 +86,11 @@ class torch_layout {
       for (const auto& [key, value] : options.scalars) {
         out.text(key);
         if (!out.scalar(value))
-          return failure{.code = errc::usage, .what = "a value beside the tensors cannot be written", .place = quoted(key),
-                         .expected = "null, a boolean, a number or a string", .found = std::string(value.kind())};
+          return failure{.code = errc::usage,
+                         .what = "a value beside the tensors cannot be written",
+                         .place = quoted(key),
+                         .expected = "null, a boolean, a number or a string",
+                         .found = std::string(value.kind())};
         out.end_pair();
       }
       out.text(options.nested);
@@ -98,15 +101,20 @@ class torch_layout {
     std::map<std::pair<const recipe*, std::size_t>, std::size_t> keys;
     for (const catalog_entry& e : tensors.entries()) {
       const tensor_info& info = e.tensor.info();
-      const auto [at, fresh] = keys.emplace(std::pair(static_cast<const recipe*>(e.tensor.source.get()), e.tensor.output), storages_.size());
+      const auto [at, fresh] =
+          keys.emplace(std::pair(static_cast<const recipe*>(e.tensor.source.get()), e.tensor.output), storages_.size());
       if (fresh) {
         storages_.push_back(e.tensor);
         names_.push_back(e.name);
       }
       out.text(e.name);
       if (!out.tensor(info, std::to_string(at->second)))
-        return failure{.code = errc::unsupported, .what = "torch has no storage for the element type", .place = quoted(e.name),
-                       .expected = "a type of whole bytes", .found = std::string(name_of(info.type)), .advice = "cast it, or write .safetensors"};
+        return failure{.code = errc::unsupported,
+                       .what = "torch has no storage for the element type",
+                       .place = quoted(e.name),
+                       .expected = "a type of whole bytes",
+                       .found = std::string(name_of(info.type)),
+                       .advice = "cast it, or write .safetensors"};
       out.end_pair();
     }
     out.end_dict();
@@ -125,7 +133,8 @@ class torch_layout {
 
 /// Writes `tensors` as a checkpoint that appears at `path` when it is complete. Returns the size of the file.
 /// @fails as torch_layout::plan and the recipes do; path (it exists without force), io, no_space, cancelled
-inline result<std::uint64_t> write_torch(const catalog& tensors, const std::string& path, const job& run, const torch_write_options& options = {}) {
+inline result<std::uint64_t> write_torch(const catalog& tensors, const std::string& path, const job& run,
+                                         const torch_write_options& options = {}) {
   TENSORSMITH_TRY(const torch_layout layout, torch_layout::plan(tensors, options));
   TENSORSMITH_TRY(file_publication publication, file_publication::begin(path, {.force = options.force}));
   TENSORSMITH_TRY(const auto file, publication.create(layout.file_bytes()));

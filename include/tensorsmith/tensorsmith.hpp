@@ -1,0 +1,14 @@
+// SPDX-License-Identifier: MIT
+//
+// tensorsmith/tensorsmith.hpp: everything but ext/: open, cast, build, lower, write. Needs nlohmann/json, zlib and onnx (protobuf).
+#pragma once
+
+#include "tensorsmith/graph.hpp"
+#include "tensorsmith/stage/build.hpp"
+#include "tensorsmith/stage/cast.hpp"
+#include "tensorsmith/stage/lower_to.hpp"
+#include "tensorsmith/stage/open.hpp"
+#include "tensorsmith/stage/readers.hpp"
+#include "tensorsmith/stage/verify.hpp"
+#include "tensorsmith/stage/write.hpp"
+#include "tensorsmith/tensor.hpp"
