@@ -97,7 +97,7 @@ inline void add_model_options(CLI::App& app, options& o) {
   app.add_flag("--ema", o.ema, "use the EMA weights of a checkpoint");
   app.add_option("--image-size", o.image_size, "image size in pixels that the configs name");
   app.add_option("--prediction-type", o.prediction_type, "epsilon or v_prediction, if the evidence shall not decide")
-      ->check(CLI::IsMember({"epsilon", "v_prediction", "sample"}));
+      ->check(CLI::IsMember({"epsilon", "v_prediction"}));
   app.add_option("--components", o.components,
                  "only these: text_encoder, text_encoder_2, unet, vae or one half of it, vae_encoder, vae_decoder (comma-separated)")
       ->delimiter(',')->check(CLI::IsMember({"text_encoder", "text_encoder_2", "unet", "vae", "vae_encoder", "vae_decoder"}));

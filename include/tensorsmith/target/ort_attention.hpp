@@ -93,37 +93,42 @@ inline result<void> lower_attention(const node& n, ort_context& c) {
   return {};
 }
 
-/// image_to_tokens: [b, c, h, w] → [b, h·w, c].
+/// image_to_tokens: [b, c, h, w] → [b, h·w, c]. Transposed first: right behind a convolution, ONNX Runtime's blocked layout is undone
+/// and transposed in one pass if it finds exactly this permutation.
 inline result<void> lower_image_to_tokens(const node& n, ort_context& c) {
   const value_id x = n.inputs[0];
   const dims shape = c[x].shape;
-  if (shape.size() != 4) return lowering_failure(n, "image_to_tokens needs [b, c, h, w]", {}, to_string(shape));
-  const value_id flat = c.out.emit("Reshape", {x, c.out.integers({0, 0, -1})}, c[x].type, {shape[0], shape[1], shape[2] * shape[3]});
-  c.out.emit_into(n.outputs, "Transpose", {flat}, {perm({0, 2, 1})});
+  const auto channels = shape.size() == 4 ? shape[1].constant() : std::nullopt;
+  if (!channels) return lowering_failure(n, "image_to_tokens needs [b, c, h, w] with a constant number of channels", {}, to_string(shape));
+  const value_id last = c.out.emit("Transpose", {x}, c[x].type, {shape[0], shape[2], shape[3], shape[1]}, {perm({0, 2, 3, 1})});
+  c.out.emit_into(n.outputs, "Reshape", {last, c.out.integers({0, -1, *channels})});
   return {};
 }
 
-/// tokens_to_image: [b, h·w, c] → [b, c, h, w]. A static image needs no run-time shape; otherwise it is that of `like`, read once.
+/// tokens_to_image: [b, h·w, c] → [b, c, h, w], through [b, h, w, c] for the same reason. If one side of the image is static, no
+/// run-time shape is needed; otherwise it is that of `like`, read once for all images of the same shape.
 inline result<void> lower_tokens_to_image(const node& n, ort_context& c) {
   graph_emitter& out = c.out;
   const value_id x = n.inputs[0], like = n.inputs[1];
   const dims tokens = c[x].shape, image = c[like].shape;
-  if (tokens.size() != 3 || image.size() != 4 || tokens[2] != image[1])
+  const auto channels = tokens.size() == 3 ? tokens[2].constant() : std::nullopt;
+  if (!channels || image.size() != 4 || tokens[2] != image[1])
     return lowering_failure(n, "tokens_to_image needs [b, h·w, c] and an image [b, c, h, w]", to_string(image), to_string(tokens));
-  const value_id flat = out.emit("Transpose", {x}, c[x].type, {tokens[0], tokens[2], tokens[1]}, {perm({0, 2, 1})});
   const auto h = image[2].constant(), w = image[3].constant();
   value_id target = value_id::none;
   if (w || h) {
-    target = out.integers({0, 0, h ? *h : -1, w ? *w : -1});
+    target = out.integers({0, h ? *h : -1, w ? *w : -1, *channels});
   } else {
-    const std::string key = "shape of " + to_string(image);
+    const std::string key = "channels-last shape of " + to_string(image);
     target = out.recall(key);
     if (target == value_id::none) {
-      target = out.emit("Shape", {like}, dtype::i64, {dim(4)});
+      const value_id shape = out.emit("Shape", {like}, dtype::i64, {dim(4)});
+      target = out.emit("Gather", {shape, out.integers({0, 2, 3, 1})}, dtype::i64, {dim(4)}, {int_attribute("axis", 0)});
       out.remember(key, target);
     }
   }
-  out.emit_into(n.outputs, "Reshape", {flat, target});
+  const value_id last = out.emit("Reshape", {x, target}, c[x].type, {image[0], image[2], image[3], image[1]});
+  out.emit_into(n.outputs, "Transpose", {last}, {perm({0, 3, 1, 2})});
   return {};
 }
 
