@@ -227,7 +227,7 @@ TEST_CASE("ST-21: ranks and extents over the limit") {
     std::string shape = "[1";
     for (std::size_t i = 1; i < rank; ++i) shape += ",1";
     const std::string message = header_verdict("{" + entry("a", "U8", shape + "]", "[0,1]") + "}", 1);
-    CHECK(message.find("at '/a/shape/64': the tensor 'a' has too many dimensions (expected at most 64); raise limits::rank if you trust it") != std::string::npos);
+    CHECK(message.find("at '/a/shape/64': the tensor 'a' has too many dimensions (expected at most 64); raise limits::rank (--max-rank) if you trust it") != std::string::npos);
     CHECK(message.starts_with("LIM "));
   }
   std::string most = "[1";
@@ -305,7 +305,7 @@ TEST_CASE("ST-25, VAL-04: very many tensors") {
   CHECK(std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count() < 10 * (1 + 0.02 * static_cast<double>(header.size() >> 20)));
   ts::limits few;
   few.tensors = 1000;
-  CHECK(verdict(file, few).find("the file has too many tensors (expected at most 1000); raise limits::tensors if you trust it") != std::string::npos);
+  CHECK(verdict(file, few).find("the file has too many tensors (expected at most 1000); raise limits::tensors (--max-tensors) if you trust it") != std::string::npos);
   few.tensors = 2'000'000;
   few.safetensors_header_bytes = 1'000'000;
   CHECK(verdict(file, few).find("(--max-header)") != std::string::npos);
@@ -315,7 +315,7 @@ TEST_CASE("ST-27: strange names are loaded, bounded and printed safely") {
   for (const std::string name : {"", "../x", "\\u0000", "\\u001b[2J", "\xE2\x80\xAE", "<script>", "a/b"})
     CHECK(header_verdict("{" + entry(name, "U8", "[8]", "[0,8]") + "}") == "accepted");
   CHECK(header_verdict("{" + entry(std::string(1 << 20, 'n'), "U8", "[8]", "[0,8]") + "}").find(
-            "a tensor name is too long (expected at most 65536 bytes, found 1048576); raise limits::name_bytes if you trust it") != std::string::npos);
+            "a tensor name is too long (expected at most 65536 bytes, found 1048576); raise limits::name_bytes (--max-name) if you trust it") != std::string::npos);
   const std::string message = header_verdict("{" + entry("\\u001b[2J\xE2\x80\xAE", "U8", "[7]", "[0,8]") + "}");
   CHECK(message.find("the tensor '\\x1b[2J\\u{202e}' has the wrong number of bytes") != std::string::npos);
   CHECK(message.find('\x1b') == std::string::npos);

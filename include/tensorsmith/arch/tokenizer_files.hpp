@@ -61,7 +61,7 @@ inline result<void> add_tokenizer(std::vector<side_file>& out, const std::string
       if (bytes->size() > run.limits.tokenizer_bytes)
         return failure{.code = errc::limit, .what = "the tokenizer's file is too long", .file = from,
                        .expected = "at most " + std::to_string(run.limits.tokenizer_bytes) + " bytes",
-                       .found = std::to_string(bytes->size()), .advice = "raise limits::tokenizer_bytes if you trust it"};
+                       .found = std::to_string(bytes->size()), .advice = "raise limits::tokenizer_bytes (--max-tokenizer) if you trust it"};
       out.push_back({to, std::move(bytes)});
     }
   }

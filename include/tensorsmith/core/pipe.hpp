@@ -51,13 +51,13 @@ concept pipeline_stage = requires(S s, typename S::input in, job& run) {
   { s.run(std::move(in), run) } -> std::same_as<result<typename S::output>>;
 };
 
-/// A stage that a package, a bundle and so on may reach: `S::accepts<T>` or the plain input type.
+/// A stage that takes what flows here.
 template <class S, class T>
 concept stage_for = pipeline_stage<S> && std::same_as<typename S::input, T>;
 
 namespace detail {
 
-/// The message of a misplaced stage: stage/*.hpp specialises it for the pairs that people get wrong.
+/// The message of a misplaced stage; stage/misplaced.hpp has better ones for the pairs that people get wrong.
 template <class Stage, class From>
 struct misplaced {
   static_assert(stage_for<Stage, From>,

@@ -211,7 +211,7 @@ class json_walker final : public json_cursor {
   bool open(bool array) {
     if (depth_ >= options_.depth)
       return fail(errc::limit, "JSON is nested too deeply", "at most " + std::to_string(options_.depth) + " levels", {},
-                  "raise limits::json_depth if you trust it");
+                  "raise limits::json_depth (--max-json-depth) if you trust it");
     if (depth_ == frames_.size()) frames_.emplace_back();
     frame& f = frames_[depth_++];
     f.array = array;

@@ -12,6 +12,7 @@
 #include "tensorsmith/arch/stable_diffusion_build.hpp"
 #include "tensorsmith/arch/stable_diffusion_open.hpp"
 #include "tensorsmith/core/pipe.hpp"
+#include "tensorsmith/stage/misplaced.hpp"
 
 TENSORSMITH_BEGIN_NAMESPACE
 
@@ -60,7 +61,8 @@ template <class Arch>
 build_stage build(const io_interface& io = interface::optimum, open_options opening = {}) {
   static_assert(buildable_architecture<Arch>,
                 "tensorsmith: build<Arch> needs an architecture tag such as tags::sd15; formats belong into open<…> and write<…>, targets into lower_to<…>");
-  if (opening.model == "auto") opening.model = std::string(Arch::model);
+  if constexpr (buildable_architecture<Arch>)
+    if (opening.model == "auto") opening.model = std::string(Arch::model);
   build_stage stage;
   stage.building.io = io;
   stage.building.io_float = io.io_float;

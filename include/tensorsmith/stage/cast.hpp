@@ -12,6 +12,7 @@
 #include "tensorsmith/core/dtype_tags.hpp"
 #include "tensorsmith/core/glob.hpp"
 #include "tensorsmith/core/pipe.hpp"
+#include "tensorsmith/stage/misplaced.hpp"
 #include "tensorsmith/tensor/cast.hpp"
 #include "tensorsmith/tensor/package.hpp"
 
@@ -65,9 +66,13 @@ struct cast_stage {
 };
 
 /// Stage: floating-point tensors become `Dtype` (a tag of tags::), except those that `kept` names.
-template <dtype_tag Dtype>
+template <class Dtype>
 cast_stage cast(keep kept = {}) {
-  return {Dtype::type, std::move(kept)};
+  static_assert(dtype_tag<Dtype>, "tensorsmith: cast<Dtype> needs an element type tag: tags::f32, tags::f16, tags::bf16 or tags::f64");
+  cast_stage stage;
+  if constexpr (dtype_tag<Dtype>) stage.to = Dtype::type;
+  stage.kept = std::move(kept);
+  return stage;
 }
 
 TENSORSMITH_END_NAMESPACE

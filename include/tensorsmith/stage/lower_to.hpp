@@ -8,6 +8,7 @@
 
 #include "tensorsmith/core/pipe.hpp"
 #include "tensorsmith/graph/ir.hpp"
+#include "tensorsmith/stage/misplaced.hpp"
 #include "tensorsmith/target/ort.hpp"
 #include "tensorsmith/target/target.hpp"
 

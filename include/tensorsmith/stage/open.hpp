@@ -33,8 +33,12 @@ chain<package> open(const std::string& path, std::shared_ptr<job> run = std::mak
   static_assert(readable_format<Format>,
                 "tensorsmith: open<Format> has no reader for this format; include tensorsmith/stage/readers.hpp, or specialise "
                 "tensorsmith::reader for your own tag");
-  auto opened = reader<Format>::open(path, *run);
-  return {std::move(opened), std::move(run)};
+  if constexpr (readable_format<Format>) {
+    auto opened = reader<Format>::open(path, *run);
+    return {std::move(opened), std::move(run)};
+  } else {
+    return {failure{}, nullptr};
+  }
 }
 
 TENSORSMITH_END_NAMESPACE

@@ -9,6 +9,7 @@
 #include "tensorsmith/core/pipe.hpp"
 #include "tensorsmith/graph/ir.hpp"
 #include "tensorsmith/graph/verify.hpp"
+#include "tensorsmith/stage/misplaced.hpp"
 
 TENSORSMITH_BEGIN_NAMESPACE
 

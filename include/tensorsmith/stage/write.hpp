@@ -11,6 +11,7 @@
 #include "tensorsmith/core/pipe.hpp"
 #include "tensorsmith/format/onnx/tag.hpp"
 #include "tensorsmith/format/onnx/write.hpp"
+#include "tensorsmith/stage/misplaced.hpp"
 
 TENSORSMITH_BEGIN_NAMESPACE
 
@@ -49,10 +50,23 @@ struct write_stage {
   result<write_report> run(input in, job& run) const { return writer<Format>::write(in, path, how, run); }
 };
 
-/// Stage: writes `path` in the given format. @fails as the format's writer
+namespace detail {
+
+/// The options of a writer, or an empty struct for a format that has none: so that the assertion in `write` gets its say.
+template <class Format>
+struct options_of { struct type {}; };
 template <writable_format Format>
-write_stage<Format> write(std::string path, typename writer<Format>::options how = {}) {
-  return {std::move(path), std::move(how)};
+struct options_of<Format> { using type = typename writer<Format>::options; };
+
+}  // namespace detail
+
+/// Stage: writes `path` in the given format. @fails as the format's writer
+template <class Format>
+auto write(std::string path, typename detail::options_of<Format>::type how = {}) {
+  static_assert(writable_format<Format>,
+                "tensorsmith: write<Format> has no writer for this format; use tags::onnx_folder, or specialise tensorsmith::writer "
+                "for your own tag");
+  if constexpr (writable_format<Format>) return write_stage<Format>{std::move(path), std::move(how)};
 }
 
 TENSORSMITH_END_NAMESPACE

@@ -146,7 +146,7 @@ inline result<void> add_side_folder(std::vector<side_file>& out, const std::stri
     if (bytes->size() > run.limits.tokenizer_bytes)
       return failure{.code = errc::limit, .what = "the file is too long for a side file", .file = bytes->name(),
                      .expected = "at most " + std::to_string(run.limits.tokenizer_bytes) + " bytes",
-                     .found = std::to_string(bytes->size()), .advice = "raise limits::tokenizer_bytes if you trust it"};
+                     .found = std::to_string(bytes->size()), .advice = "raise limits::tokenizer_bytes (--max-tokenizer) if you trust it"};
     out.push_back({join_path(name, file), std::move(bytes)});
   }
   return {};

@@ -60,6 +60,7 @@ class onnx_folder_writer {
     for (component_plan& p : plans_) TENSORSMITH_CHECK(write_structure(p, out));
     TENSORSMITH_CHECK(write_other_files(&out, report));
     TENSORSMITH_CHECK(check_sources());
+    note_hard_links();
     if (run_.cancelled()) return failure{.code = errc::cancelled, .what = "cancelled; nothing was written"};
     TENSORSMITH_CHECK(out.commit());
     finish(report);
@@ -144,12 +145,19 @@ class onnx_folder_writer {
       }
       report.files.push_back({p.component->name + "/" + f.location, f.source->size(), true});
       report.weights = kind == link::clone ? "clone" : "hard link";
-      if (kind == link::hard_link)
-        run_.warn(p.component->name, f.location + " is a hard link to " + quoted(f.source->name()) +
-                                         ": ONNX Runtime loads it, the onnx package's checker refuses hard links; changing one changes both");
+      if (kind == link::hard_link) hard_links_.push_back(p.component->name + "/" + f.location);
     }
     if (renamed) p.model_bytes = p.model.ByteSizeLong();
     return {};
+  }
+
+  /// Hard links work, with two reservations that the user should know.
+  void note_hard_links() {
+    if (hard_links_.empty()) return;
+    std::string list;
+    for (const std::string& path : hard_links_) list += (list.empty() ? "" : ", ") + path;
+    run_.info(list, "hard links to the source weights: ONNX Runtime loads them, the onnx package's checker refuses hard links; "
+                    "changing one changes both");
   }
 
   static bool rename_location(component_plan& p, const std::string& from, const std::string& to) {
@@ -285,6 +293,7 @@ class onnx_folder_writer {
   job& run_;
   bool merging_ = false;
   std::vector<component_plan> plans_;
+  std::vector<std::string> hard_links_;
 };
 
 }  // namespace detail

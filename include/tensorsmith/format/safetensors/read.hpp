@@ -73,7 +73,7 @@ class safetensors_header_handler {
     }
     if (c.index(2) >= bounds_.rank)
       return c.fail(errc::limit, "the tensor " + quoted(c.key(0)) + " has too many dimensions",
-                    "at most " + std::to_string(bounds_.rank), {}, "raise limits::rank if you trust it");
+                    "at most " + std::to_string(bounds_.rank), {}, "raise limits::rank (--max-rank) if you trust it");
     header_.entries.back().shape.push_back(value);
     return true;
   }
@@ -111,13 +111,13 @@ class safetensors_header_handler {
     if (c.depth() == 1) {
       if (name.size() > bounds_.name_bytes)
         return c.fail(errc::limit, "a tensor name is too long", "at most " + std::to_string(bounds_.name_bytes) + " bytes",
-                      std::to_string(name.size()), "raise limits::name_bytes if you trust it");
+                      std::to_string(name.size()), "raise limits::name_bytes (--max-name) if you trust it");
       metadata_ = name == "__metadata__";
       if (metadata_ && std::exchange(had_metadata_, true))
         return c.fail(errc::malformed, "the key '__metadata__' appears twice", "unique keys");
       if (!metadata_ && header_.entries.size() >= bounds_.tensors)
         return c.fail(errc::limit, "the file has too many tensors", "at most " + std::to_string(bounds_.tensors), {},
-                      "raise limits::tensors if you trust it");
+                      "raise limits::tensors (--max-tensors) if you trust it");
       return true;
     }
     if (c.depth() != 2 || metadata_) return true;
@@ -206,7 +206,7 @@ class safetensors_header_handler {
     if (overflow) return c.fail(errc::malformed, "the size of " + who + " overflows 64 bits", {}, "shape " + to_string(e.shape));
     if (too_large || elements >= bounds_.elements)
       return c.fail(errc::limit, who + " is too large", "fewer than " + std::to_string(bounds_.elements) + " elements",
-                    "shape " + to_string(e.shape), "raise limits::elements if you trust it");
+                    "shape " + to_string(e.shape), "raise limits::elements (--max-elements) if you trust it");
     if (bits % 8 != 0)
       return c.fail(errc::malformed, who + " does not fill whole bytes", "a multiple of 8 bits", std::to_string(bits) + " bits");
     if (e.end - e.begin != bits / 8)

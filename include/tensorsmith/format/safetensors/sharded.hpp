@@ -58,7 +58,7 @@ class shard_index_handler {
       return c.fail(errc::path, fine.error().what, fine.error().expected);
     if (index_.tensors.size() >= bounds_.tensors)
       return c.fail(errc::limit, "the index has too many tensors", "at most " + std::to_string(bounds_.tensors), {},
-                    "raise limits::tensors if you trust it");
+                    "raise limits::tensors (--max-tensors) if you trust it");
     shard_of_.push_back({std::string(c.key(1)), shard_number(value)});
     constexpr std::size_t most_shards = 10'000;  // published models have below 200
     if (names_.size() > most_shards)

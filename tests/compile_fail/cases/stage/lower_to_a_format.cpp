@@ -1,14 +1,11 @@
-// expect: tensorsmith: lower_to<Target> needs a target tag
-// SPDX-License-Identifier: MIT
+// expect: tensorsmith: lower_to<Target> needs a target tag such as tags::ort_cpu
 #include "tensorsmith/format/onnx/tag.hpp"
 #include "tensorsmith/stage/lower_to.hpp"
 
-namespace ts = tensorsmith;
-
-int main() {
 #ifdef FIXED
-  (void)ts::lower_to<ts::tags::ort_cpu>();
+using target = tensorsmith::tags::ort_cuda;
 #else
-  (void)ts::lower_to<ts::tags::onnx_folder>();
+using target = tensorsmith::tags::onnx_folder;
 #endif
-}
+
+auto stage = tensorsmith::lower_to<target>();

@@ -1,0 +1,11 @@
+// expect: tensorsmith: write<Format> has no writer for this format; use tags::onnx_folder
+#include "tensorsmith/stage/write.hpp"
+#include "tensorsmith/target/target.hpp"
+
+#ifdef FIXED
+using format = tensorsmith::tags::onnx_folder;
+#else
+using format = tensorsmith::tags::ort_cpu;
+#endif
+
+auto stage = [] { return tensorsmith::write<format>("out"); };
