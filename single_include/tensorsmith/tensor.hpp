@@ -1564,7 +1564,7 @@ class json_walker final : public json_cursor {
   bool open(bool array) {
     if (depth_ >= options_.depth)
       return fail(errc::limit, "JSON is nested too deeply", "at most " + std::to_string(options_.depth) + " levels", {},
-                  "raise limits::json_depth if you trust it");
+                  "raise limits::json_depth (--max-json-depth) if you trust it");
     if (depth_ == frames_.size()) frames_.emplace_back();
     frame& f = frames_[depth_++];
     f.array = array;
@@ -2484,7 +2484,7 @@ class safetensors_header_handler {
     }
     if (c.index(2) >= bounds_.rank)
       return c.fail(errc::limit, "the tensor " + quoted(c.key(0)) + " has too many dimensions",
-                    "at most " + std::to_string(bounds_.rank), {}, "raise limits::rank if you trust it");
+                    "at most " + std::to_string(bounds_.rank), {}, "raise limits::rank (--max-rank) if you trust it");
     header_.entries.back().shape.push_back(value);
     return true;
   }
@@ -2522,13 +2522,13 @@ class safetensors_header_handler {
     if (c.depth() == 1) {
       if (name.size() > bounds_.name_bytes)
         return c.fail(errc::limit, "a tensor name is too long", "at most " + std::to_string(bounds_.name_bytes) + " bytes",
-                      std::to_string(name.size()), "raise limits::name_bytes if you trust it");
+                      std::to_string(name.size()), "raise limits::name_bytes (--max-name) if you trust it");
       metadata_ = name == "__metadata__";
       if (metadata_ && std::exchange(had_metadata_, true))
         return c.fail(errc::malformed, "the key '__metadata__' appears twice", "unique keys");
       if (!metadata_ && header_.entries.size() >= bounds_.tensors)
         return c.fail(errc::limit, "the file has too many tensors", "at most " + std::to_string(bounds_.tensors), {},
-                      "raise limits::tensors if you trust it");
+                      "raise limits::tensors (--max-tensors) if you trust it");
       return true;
     }
     if (c.depth() != 2 || metadata_) return true;
@@ -2617,7 +2617,7 @@ class safetensors_header_handler {
     if (overflow) return c.fail(errc::malformed, "the size of " + who + " overflows 64 bits", {}, "shape " + to_string(e.shape));
     if (too_large || elements >= bounds_.elements)
       return c.fail(errc::limit, who + " is too large", "fewer than " + std::to_string(bounds_.elements) + " elements",
-                    "shape " + to_string(e.shape), "raise limits::elements if you trust it");
+                    "shape " + to_string(e.shape), "raise limits::elements (--max-elements) if you trust it");
     if (bits % 8 != 0)
       return c.fail(errc::malformed, who + " does not fill whole bytes", "a multiple of 8 bits", std::to_string(bits) + " bits");
     if (e.end - e.begin != bits / 8)
@@ -2819,7 +2819,7 @@ class shard_index_handler {
       return c.fail(errc::path, fine.error().what, fine.error().expected);
     if (index_.tensors.size() >= bounds_.tensors)
       return c.fail(errc::limit, "the index has too many tensors", "at most " + std::to_string(bounds_.tensors), {},
-                    "raise limits::tensors if you trust it");
+                    "raise limits::tensors (--max-tensors) if you trust it");
     shard_of_.push_back({std::string(c.key(1)), shard_number(value)});
     constexpr std::size_t most_shards = 10'000;  // published models have below 200
     if (names_.size() > most_shards)
@@ -6564,7 +6564,7 @@ inline result<void> add_side_folder(std::vector<side_file>& out, const std::stri
     if (bytes->size() > run.limits.tokenizer_bytes)
       return failure{.code = errc::limit, .what = "the file is too long for a side file", .file = bytes->name(),
                      .expected = "at most " + std::to_string(run.limits.tokenizer_bytes) + " bytes",
-                     .found = std::to_string(bytes->size()), .advice = "raise limits::tokenizer_bytes if you trust it"};
+                     .found = std::to_string(bytes->size()), .advice = "raise limits::tokenizer_bytes (--max-tokenizer) if you trust it"};
     out.push_back({join_path(name, file), std::move(bytes)});
   }
   return {};
@@ -8141,13 +8141,13 @@ concept pipeline_stage = requires(S s, typename S::input in, job& run) {
   { s.run(std::move(in), run) } -> std::same_as<result<typename S::output>>;
 };
 
-/// A stage that a package, a bundle and so on may reach: `S::accepts<T>` or the plain input type.
+/// A stage that takes what flows here.
 template <class S, class T>
 concept stage_for = pipeline_stage<S> && std::same_as<typename S::input, T>;
 
 namespace detail {
 
-/// The message of a misplaced stage: stage/*.hpp specialises it for the pairs that people get wrong.
+/// The message of a misplaced stage; stage/misplaced.hpp has better ones for the pairs that people get wrong.
 template <class Stage, class From>
 struct misplaced {
   static_assert(stage_for<Stage, From>,
@@ -8172,6 +8172,321 @@ chain<typename Stage::output> operator|(chain<From> left, Stage next) {
 
 TENSORSMITH_END_NAMESPACE
 #endif  // TENSORSMITH_HAS_CORE_PIPE_HPP
+
+#ifndef TENSORSMITH_HAS_GRAPH_DIM_HPP
+#define TENSORSMITH_HAS_GRAPH_DIM_HPP
+// tensorsmith/graph/dim.hpp: extents of graph values as integer expressions over named symbols.
+//
+// A dim is a polynomial with rational coefficients over symbols ("height", "batch_size"). A symbol may be declared a multiple of
+// some number, so that height/8 stays exact and (height - 1)/2 rounded down plus 1 simplifies to height/2.
+
+TENSORSMITH_BEGIN_NAMESPACE
+
+/// A named extent that is only known when the graph runs.
+struct symbol {
+  std::string name;
+  std::int64_t multiple_of = 1;  ///< the graph's interface promises this divisor
+  auto operator<=>(const symbol&) const = default;
+};
+
+/// An integer expression: sum of (numerator/denominator) × product of symbols. Equal expressions compare equal.
+class dim {
+ public:
+  using monomial = std::vector<symbol>;  // sorted, with repetition; empty for the constant
+  struct fraction {
+    std::int64_t num = 0, den = 1;
+    bool operator==(const fraction&) const = default;
+  };
+
+  dim() = default;                                         ///< 0
+  dim(std::int64_t value) { if (value != 0) terms_[{}] = {value, 1}; }  // NOLINT: implicit by design
+  dim(int value) : dim(static_cast<std::int64_t>(value)) {}             // NOLINT
+  dim(std::size_t value) : dim(static_cast<std::int64_t>(value)) {}     // NOLINT
+  dim(symbol s) { terms_[{std::move(s)}] = {1, 1}; }                    // NOLINT
+
+  bool is_constant() const noexcept { return terms_.empty() || (terms_.size() == 1 && terms_.begin()->first.empty()); }
+  /// The value if there is no symbol in it.
+  std::optional<std::int64_t> constant() const noexcept {
+    if (terms_.empty()) return 0;
+    if (!is_constant()) return std::nullopt;
+    return terms_.begin()->second.num;
+  }
+  const std::map<monomial, fraction>& terms() const noexcept { return terms_; }
+  bool operator==(const dim&) const = default;
+
+  friend dim operator+(dim a, const dim& b) {
+    for (const auto& [m, c] : b.terms_) a.accumulate(m, c);
+    return a;
+  }
+  friend dim operator-(dim a, const dim& b) {
+    for (const auto& [m, c] : b.terms_) a.accumulate(m, {-c.num, c.den});
+    return a;
+  }
+  friend dim operator*(const dim& a, const dim& b) {
+    dim out;
+    for (const auto& [ma, ca] : a.terms_)
+      for (const auto& [mb, cb] : b.terms_) {
+        monomial m = ma;
+        m.insert(m.end(), mb.begin(), mb.end());
+        std::sort(m.begin(), m.end());
+        out.accumulate(m, reduced(ca.num * cb.num, ca.den * cb.den));
+      }
+    return out;
+  }
+
+  /// This expression divided by `divisor`, rounded down; nullopt if that cannot be written exactly with what is promised
+  /// about the symbols. Each symbolic term must be divisible; the constant is rounded.
+  std::optional<dim> floor_div(std::int64_t divisor) const {
+    dim out;
+    for (const auto& [m, c] : terms_) {
+      if (m.empty()) {
+        std::int64_t q = c.num / divisor;
+        if (c.num % divisor != 0 && (c.num < 0) != (divisor < 0)) --q;
+        out.accumulate(m, {q, 1});
+        continue;
+      }
+      std::int64_t promised = 1;
+      for (const symbol& s : m) promised *= s.multiple_of;
+      if ((c.num * promised) % (c.den * divisor) != 0) return std::nullopt;
+      out.accumulate(m, reduced(c.num, c.den * divisor));
+    }
+    return out;
+  }
+
+  /// The value with symbols replaced; nullopt if one is missing from `values` or a division leaves a rest.
+  std::optional<std::int64_t> evaluate(const std::map<std::string, std::int64_t, std::less<>>& values) const {
+    std::int64_t sum = 0;
+    for (const auto& [m, c] : terms_) {
+      std::int64_t product = c.num;
+      for (const symbol& s : m) {
+        const auto at = values.find(s.name);
+        if (at == values.end()) return std::nullopt;
+        product *= at->second;
+      }
+      if (product % c.den != 0) return std::nullopt;
+      sum += product / c.den;
+    }
+    return sum;
+  }
+
+  /// This expression divided by a single term (a constant or a product of symbols), for callers who know that no rest is left;
+  /// nullopt if the divisor has several terms, is 0, or a symbol of it does not occur in every term.
+  std::optional<dim> exact_div(const dim& divisor) const {
+    if (divisor.terms_.size() != 1) return std::nullopt;
+    const auto& [under, by] = *divisor.terms_.begin();
+    dim out;
+    for (const auto& [m, c] : terms_) {
+      monomial left = m;
+      for (const symbol& s : under) {
+        const auto at = std::find(left.begin(), left.end(), s);
+        if (at == left.end()) return std::nullopt;
+        left.erase(at);
+      }
+      const std::int64_t sign = by.num < 0 ? -1 : 1;
+      const fraction share = reduced(sign * c.num * by.den, sign * c.den * by.num);
+      if (left.empty() && share.den != 1) return std::nullopt;
+      out.accumulate(left, share);
+    }
+    return out;
+  }
+
+  /// "77", "height / 8", "height * width / 64 + 1": the text that names a dynamic axis.
+  std::string text() const {
+    if (terms_.empty()) return "0";
+    std::string out;
+    for (auto at = terms_.rbegin(); at != terms_.rend(); ++at) {  // symbols first, the constant last
+      const auto& [m, c] = *at;
+      const bool negative = c.num < 0;
+      if (!out.empty()) out += negative ? " - " : " + ";
+      else if (negative) out += "-";
+      const std::int64_t num = negative ? -c.num : c.num;
+      std::string term;
+      for (const symbol& s : m) term += (term.empty() ? "" : " * ") + s.name;
+      if (num != 1 || m.empty()) term += (term.empty() ? "" : " * ") + std::to_string(num);
+      if (c.den != 1) term += " / " + std::to_string(c.den);
+      out += term;
+    }
+    return out;
+  }
+
+ private:
+  static fraction reduced(std::int64_t num, std::int64_t den) {
+    const std::int64_t g = std::gcd(num, den);
+    return {num / g, den / g};
+  }
+  void accumulate(const monomial& m, fraction c) {
+    const auto at = terms_.find(m);
+    if (at == terms_.end()) {
+      if (c.num != 0) terms_[m] = c;
+      return;
+    }
+    at->second = reduced(at->second.num * c.den + c.num * at->second.den, at->second.den * c.den);
+    if (at->second.num == 0) terms_.erase(at);
+  }
+
+  std::map<monomial, fraction> terms_;
+};
+
+/// Extents of a graph value.
+using dims = std::vector<dim>;
+
+/// "[batch_size, 4, height, width]".
+inline std::string to_string(const dims& shape) {
+  std::string out = "[";
+  for (std::size_t i = 0; i < shape.size(); ++i) out += (i ? ", " : "") + shape[i].text();
+  return out + "]";
+}
+
+TENSORSMITH_END_NAMESPACE
+#endif  // TENSORSMITH_HAS_GRAPH_DIM_HPP
+
+#ifndef TENSORSMITH_HAS_GRAPH_IR_HPP
+#define TENSORSMITH_HAS_GRAPH_IR_HPP
+// tensorsmith/graph/ir.hpp: a graph as plain data: values, nodes, initializers that are handles to recipe outputs.
+//
+// Operators are spelled as ONNX spells them ("MatMul", "Conv"), composites in lower case ("linear", "group_norm"); see
+// graph/ops.hpp for the vocabulary. Nothing here knows a runtime.
+
+TENSORSMITH_BEGIN_NAMESPACE
+
+/// Index of a value in graph::values. `none` marks an omitted optional input.
+enum class value_id : std::uint32_t { none = 0xFFFFFFFF };
+
+/// A typed edge. Its name is unique in the graph and becomes the ONNX value name.
+struct value {
+  std::string name;
+  dtype type = dtype::f32;
+  dims shape;
+};
+
+/// A small constant held in the graph itself (axes, scales, target shapes, embedding tables computed at build time).
+struct constant {
+  dtype type = dtype::i64;
+  shape_type shape;
+  std::vector<std::byte> bytes;  ///< row-major, little-endian
+  bool operator==(const constant&) const = default;
+};
+
+using attribute_value = std::variant<std::int64_t, float, std::string, std::vector<std::int64_t>, std::vector<float>, constant>;
+
+struct attribute {
+  std::string name;
+  attribute_value value;
+};
+
+/// An operator application. `name` is "/module/path/Op" and unique; `module` the dotted path of the module it came from.
+struct node {
+  std::string op;
+  std::string name;
+  std::string module;
+  std::string domain;                   ///< "" for the ONNX operator set and for composites
+  std::vector<value_id> inputs;         ///< value_id::none for an omitted optional input
+  std::vector<value_id> outputs;
+  std::vector<attribute> attributes;    ///< sorted by nothing; order is kept
+
+  const attribute_value* find(std::string_view key) const noexcept {
+    for (const attribute& a : attributes)
+      if (a.name == key) return &a.value;
+    return nullptr;
+  }
+  std::int64_t integer(std::string_view key, std::int64_t fallback) const noexcept {
+    const attribute_value* v = find(key);
+    const auto* i = v ? std::get_if<std::int64_t>(v) : nullptr;
+    return i ? *i : fallback;
+  }
+  float number(std::string_view key, float fallback) const noexcept {
+    const attribute_value* v = find(key);
+    const auto* f = v ? std::get_if<float>(v) : nullptr;
+    return f ? *f : fallback;
+  }
+  std::vector<std::int64_t> integers(std::string_view key) const {
+    const attribute_value* v = find(key);
+    const auto* list = v ? std::get_if<std::vector<std::int64_t>>(v) : nullptr;
+    return list ? *list : std::vector<std::int64_t>{};
+  }
+  std::string_view text(std::string_view key) const noexcept {
+    const attribute_value* v = find(key);
+    const auto* s = v ? std::get_if<std::string>(v) : nullptr;
+    return s ? std::string_view(*s) : std::string_view{};
+  }
+};
+
+/// A value that is known before the graph runs: weights (a recipe's output, no bytes here) or a small constant.
+struct initializer {
+  value_id value = value_id::none;
+  std::variant<tensor_ref, constant> data;
+};
+
+/// One model as a graph. Nodes are in topological order. Plain data: copy it, edit it, verify it (graph/verify.hpp).
+struct graph {
+  std::string name;
+  std::vector<symbol> symbols;          ///< the dynamic axes of inputs
+  std::vector<value> values;
+  std::vector<node> nodes;
+  std::vector<initializer> initializers;
+  std::vector<value_id> inputs;
+  std::vector<value_id> outputs;
+
+  const value& operator[](value_id id) const { return values[static_cast<std::size_t>(id)]; }
+  value& operator[](value_id id) { return values[static_cast<std::size_t>(id)]; }
+  value_id add(value v) {
+    values.push_back(std::move(v));
+    return static_cast<value_id>(values.size() - 1);
+  }
+};
+
+/// A graph of a bundle with the configuration that goes beside it. `name` is the folder: "unet", "vae_decoder".
+struct bundle_component {
+  std::string name;
+  graph model;
+  json_value config;
+  std::vector<std::string> ignored;     ///< source tensors left out on purpose, "name: reason"
+  std::string weights_component;        ///< the package component its weights came from: "vae" for "vae_encoder"
+};
+
+/// What `build` makes of a package: the same with graphs instead of catalogs.
+struct bundle {
+  std::string source;
+  std::string family;
+  std::vector<bundle_component> components;
+  json_value index;
+  std::vector<side_file> side_files;
+  std::vector<evidence> findings;
+  std::vector<note> notes;
+  int opset = 0;                        ///< ONNX operator set after lowering; 0 while composites are in it
+};
+
+TENSORSMITH_END_NAMESPACE
+#endif  // TENSORSMITH_HAS_GRAPH_IR_HPP
+
+#ifndef TENSORSMITH_HAS_STAGE_MISPLACED_HPP
+#define TENSORSMITH_HAS_STAGE_MISPLACED_HPP
+// tensorsmith/stage/misplaced.hpp: what the compiler says when a stage stands in the wrong place of a chain.
+
+TENSORSMITH_BEGIN_NAMESPACE
+
+namespace detail {
+
+template <class Stage>
+concept works_on_graphs = std::same_as<typename Stage::input, bundle>;
+template <class Stage>
+concept works_on_weights = std::same_as<typename Stage::input, package>;
+
+template <works_on_graphs Stage>
+struct misplaced<Stage, package> {
+  static_assert(!works_on_graphs<Stage>,
+                "tensorsmith: this stage works on graphs, but only weights flow here; put build<architecture>() before it");
+};
+
+template <works_on_weights Stage>
+struct misplaced<Stage, bundle> {
+  static_assert(!works_on_weights<Stage>, "tensorsmith: this stage works on weights, but graphs flow here; put it before build<…>()");
+};
+
+}  // namespace detail
+
+TENSORSMITH_END_NAMESPACE
+#endif  // TENSORSMITH_HAS_STAGE_MISPLACED_HPP
 
 #ifndef TENSORSMITH_HAS_CORE_CONVERT_HPP
 #define TENSORSMITH_HAS_CORE_CONVERT_HPP
@@ -8410,9 +8725,13 @@ struct cast_stage {
 };
 
 /// Stage: floating-point tensors become `Dtype` (a tag of tags::), except those that `kept` names.
-template <dtype_tag Dtype>
+template <class Dtype>
 cast_stage cast(keep kept = {}) {
-  return {Dtype::type, std::move(kept)};
+  static_assert(dtype_tag<Dtype>, "tensorsmith: cast<Dtype> needs an element type tag: tags::f32, tags::f16, tags::bf16 or tags::f64");
+  cast_stage stage;
+  if constexpr (dtype_tag<Dtype>) stage.to = Dtype::type;
+  stage.kept = std::move(kept);
+  return stage;
 }
 
 TENSORSMITH_END_NAMESPACE
@@ -8444,8 +8763,12 @@ chain<package> open(const std::string& path, std::shared_ptr<job> run = std::mak
   static_assert(readable_format<Format>,
                 "tensorsmith: open<Format> has no reader for this format; include tensorsmith/stage/readers.hpp, or specialise "
                 "tensorsmith::reader for your own tag");
-  auto opened = reader<Format>::open(path, *run);
-  return {std::move(opened), std::move(run)};
+  if constexpr (readable_format<Format>) {
+    auto opened = reader<Format>::open(path, *run);
+    return {std::move(opened), std::move(run)};
+  } else {
+    return {failure{}, nullptr};
+  }
 }
 
 TENSORSMITH_END_NAMESPACE

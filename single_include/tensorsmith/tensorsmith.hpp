@@ -3259,8 +3259,8 @@ TENSORSMITH_END_NAMESPACE
 
 TENSORSMITH_BEGIN_NAMESPACE
 
-/// Replaces each initializer that is a cast of a contiguously stored tensor by that tensor, under the parameter's name, and a Cast
-/// node before all others. Runtimes fold the node when they load. Other initializers stay.
+/// Replaces each initializer that is a cast of a contiguously stored tensor by that tensor, under the parameter's name, and a
+/// Cast node before all others. Runtimes fold the node when they load. Other initializers stay.
 inline void expose_stored_weights(graph& model) {
   std::vector<node> casts;
   for (initializer& i : model.initializers) {
@@ -3289,8 +3289,8 @@ TENSORSMITH_END_NAMESPACE
 
 TENSORSMITH_BEGIN_NAMESPACE
 
-/// Removes what no graph output needs: nodes, then initializers, then values (ids are renumbered in order). Graph inputs stay: they
-/// are the interface. @pre nodes are in topological order
+/// Removes what no graph output needs: nodes, then initializers, then values (ids are renumbered in order). Graph inputs stay:
+/// they are the interface. @pre nodes are in topological order
 inline void remove_unused(graph& model) {
   std::vector<char> used(model.values.size(), 0);
   const auto mark = [&used](value_id id) { if (id != value_id::none) used[static_cast<std::size_t>(id)] = 1; };
@@ -3389,7 +3389,8 @@ class graph_emitter {
   void keep(node n) { nodes_.push_back(std::move(n)); }
 
   /// Adds a node with one output of the given type and shape and returns that output.
-  value_id emit(std::string_view op, std::vector<value_id> inputs, dtype type, dims shape, std::vector<attribute> attributes = {}) {
+  value_id emit(std::string_view op, std::vector<value_id> inputs, dtype type, dims shape,
+                std::vector<attribute> attributes = {}) {
     std::string name = fresh(node_names_, prefix_ + "/" + std::string(op));
     const value_id out = model_.add({fresh(value_names_, name + "_output_0"), type, std::move(shape)});
     push(op, std::move(name), std::move(inputs), {out}, std::move(attributes));
@@ -3486,7 +3487,8 @@ class graph_emitter {
 
   void push(std::string_view op, std::string name, std::vector<value_id> inputs, std::vector<value_id> outputs,
             std::vector<attribute> attributes) {
-    nodes_.push_back({std::string(op), std::move(name), module_, "", std::move(inputs), std::move(outputs), std::move(attributes)});
+    nodes_.push_back(
+        {std::string(op), std::move(name), module_, "", std::move(inputs), std::move(outputs), std::move(attributes)});
   }
   /// `wanted`, or `wanted_1`, `wanted_2`, … if it is taken; takes it.
   std::string fresh(std::unordered_set<std::string>& taken, std::string wanted) {
@@ -3513,15 +3515,16 @@ TENSORSMITH_END_NAMESPACE
 
 #ifndef TENSORSMITH_HAS_TARGET_ORT_LAYERS_HPP
 #define TENSORSMITH_HAS_TARGET_ORT_LAYERS_HPP
-// tensorsmith/target/ort_layers.hpp: linear layers, normalizations and activations as standard ONNX operators, in the forms that ONNX
-// Runtime's graph optimizer recognises. target/ort.hpp chooses among them.
+// tensorsmith/target/ort_layers.hpp: linear layers, normalizations and activations as standard ONNX operators, in the forms that
+// ONNX Runtime's graph optimizer recognises. target/ort.hpp chooses among them.
 
 TENSORSMITH_BEGIN_NAMESPACE
 
 /// How graphs are lowered for ONNX Runtime.
 struct ort_options {
   int opset = 17;                    ///< ONNX operator set, 14 to 21
-  bool keep_stored_weights = false;  ///< leave linear weights as they are stored and add Transpose nodes (for external data in place)
+  bool keep_stored_weights =
+      false;  ///< leave linear weights as they are stored and add Transpose nodes (for external data in place)
 };
 
 namespace detail {
@@ -3551,8 +3554,8 @@ inline value_id cast_value(graph_emitter& out, value_id x, dtype to, value_id in
   return out.emit_or_into(into, "Cast", {x}, to, out[x].shape, {int_attribute("to", *element_code(to))});
 }
 
-/// The [in, out] form of a linear weight that is stored as [out, in]: a transposing recipe on the same initializer, a view that is
-/// stored so already, or a Transpose node.
+/// The [in, out] form of a linear weight that is stored as [out, in]: a transposing recipe on the same initializer, a view that
+/// is stored so already, or a Transpose node.
 inline result<value_id> matmul_weight(ort_context& c, value_id weight) {
   if (const auto at = c.transposed.find(weight); at != c.transposed.end()) return at->second;
   const dims stored = c[weight].shape;
@@ -3596,7 +3599,8 @@ inline result<void> lower_linear(const node& n, ort_context& c) {
   return {};
 }
 
-/// layer_norm over the last axis: LayerNormalization from opset 17 on; before it the same in f32 by its parts, which ONNX Runtime fuses.
+/// layer_norm over the last axis: LayerNormalization from opset 17 on; before it the same in f32 by its parts, which ONNX Runtime
+/// fuses.
 inline result<void> lower_layer_norm(const node& n, ort_context& c) {
   graph_emitter& out = c.out;
   const value_id x = n.inputs[0];
@@ -3691,7 +3695,8 @@ inline result<void> lower_geglu(const node& n, ort_context& c) {
   const dims half = c[n.outputs[0]].shape;
   const auto width = half.empty() ? std::nullopt : half.back().constant();
   if (!width) return lowering_failure(n, "geglu needs a constant last axis", {}, to_string(half));
-  const auto halves = out.emit_many("Split", {x, out.integers({*width, *width})}, c[x].type, {half, half}, {int_attribute("axis", -1)});
+  const auto halves =
+      out.emit_many("Split", {x, out.integers({*width, *width})}, c[x].type, {half, half}, {int_attribute("axis", -1)});
   const value_id gate = emit_gelu(c, halves[1]);
   out.emit_into(n.outputs, "Mul", {halves[0], gate});
   return {};
@@ -3726,7 +3731,8 @@ inline result<value_id> causal_mask(const node& n, ort_context& c, const dim& le
   const auto fixed = length.constant();
   const std::int64_t longest = fixed ? *fixed : n.integer("max_sequence", 0);
   if (longest <= 0 || longest > 65536)
-    return lowering_failure(n, "causal attention over a dynamic length needs max_sequence", "1 to 65536", std::to_string(longest));
+    return lowering_failure(n, "causal attention over a dynamic length needs max_sequence", "1 to 65536",
+                            std::to_string(longest));
   const std::string key = "causal mask " + length.text() + " " + std::to_string(longest) + " " + std::string(name_of(type));
   if (const value_id known = out.recall(key); known != value_id::none) return known;
   const auto side = static_cast<std::size_t>(longest);
@@ -3739,7 +3745,8 @@ inline result<value_id> causal_mask(const node& n, ort_context& c, const dim& le
     const dims rank_three{dim(3)};
     const value_id shape = out.emit("Shape", {queries}, dtype::i64, rank_three);
     const value_id ends = out.emit("Gather", {shape, out.integers({1, 1})}, dtype::i64, dims{dim(2)}, {int_attribute("axis", 0)});
-    mask = out.emit("Slice", {mask, out.integers({0, 0}), ends, out.integers({2, 3})}, type, dims{dim(1), dim(1), length, length});
+    mask =
+        out.emit("Slice", {mask, out.integers({0, 0}), ends, out.integers({2, 3})}, type, dims{dim(1), dim(1), length, length});
   }
   out.remember(key, mask);
   return mask;
@@ -3767,7 +3774,8 @@ inline result<void> lower_attention(const node& n, ort_context& c) {
   const value_id q_turned = out.emit("Transpose", {q_heads}, type, {batch, dim(heads), s, dim(head)}, {perm({0, 2, 1, 3})});
   const value_id k_heads = out.emit("Reshape", {k, split}, type, {batch, t, dim(heads), dim(head)});
   const value_id k_turned = out.emit("Transpose", {k_heads}, type, {batch, dim(heads), dim(head), t}, {perm({0, 2, 3, 1})});
-  const value_id v_heads = out.emit("Reshape", {v, out.integers({0, 0, heads, v_head})}, type, {batch, t, dim(heads), dim(v_head)});
+  const value_id v_heads =
+      out.emit("Reshape", {v, out.integers({0, 0, heads, v_head})}, type, {batch, t, dim(heads), dim(v_head)});
   const value_id v_turned = out.emit("Transpose", {v_heads}, type, {batch, dim(heads), t, dim(v_head)}, {perm({0, 2, 1, 3})});
 
   const value_id q_wide = cast_value(out, q_turned, wide), k_wide = cast_value(out, k_turned, wide);
@@ -3787,37 +3795,44 @@ inline result<void> lower_attention(const node& n, ort_context& c) {
   return {};
 }
 
-/// image_to_tokens: [b, c, h, w] → [b, h·w, c].
+/// image_to_tokens: [b, c, h, w] → [b, h·w, c]. Transposed first: right behind a convolution, ONNX Runtime's blocked layout is
+/// undone and transposed in one pass if it finds exactly this permutation.
 inline result<void> lower_image_to_tokens(const node& n, ort_context& c) {
   const value_id x = n.inputs[0];
   const dims shape = c[x].shape;
-  if (shape.size() != 4) return lowering_failure(n, "image_to_tokens needs [b, c, h, w]", {}, to_string(shape));
-  const value_id flat = c.out.emit("Reshape", {x, c.out.integers({0, 0, -1})}, c[x].type, {shape[0], shape[1], shape[2] * shape[3]});
-  c.out.emit_into(n.outputs, "Transpose", {flat}, {perm({0, 2, 1})});
+  const auto channels = shape.size() == 4 ? shape[1].constant() : std::nullopt;
+  if (!channels)
+    return lowering_failure(n, "image_to_tokens needs [b, c, h, w] with a constant number of channels", {}, to_string(shape));
+  const value_id last = c.out.emit("Transpose", {x}, c[x].type, {shape[0], shape[2], shape[3], shape[1]}, {perm({0, 2, 3, 1})});
+  c.out.emit_into(n.outputs, "Reshape", {last, c.out.integers({0, -1, *channels})});
   return {};
 }
 
-/// tokens_to_image: [b, h·w, c] → [b, c, h, w]. A static image needs no run-time shape; otherwise it is that of `like`, read once.
+/// tokens_to_image: [b, h·w, c] → [b, c, h, w], through [b, h, w, c] for the same reason. If one side of the image is static, no
+/// run-time shape is needed; otherwise it is that of `like`, read once for all images of the same shape.
 inline result<void> lower_tokens_to_image(const node& n, ort_context& c) {
   graph_emitter& out = c.out;
   const value_id x = n.inputs[0], like = n.inputs[1];
   const dims tokens = c[x].shape, image = c[like].shape;
-  if (tokens.size() != 3 || image.size() != 4 || tokens[2] != image[1])
-    return lowering_failure(n, "tokens_to_image needs [b, h·w, c] and an image [b, c, h, w]", to_string(image), to_string(tokens));
-  const value_id flat = out.emit("Transpose", {x}, c[x].type, {tokens[0], tokens[2], tokens[1]}, {perm({0, 2, 1})});
+  const auto channels = tokens.size() == 3 ? tokens[2].constant() : std::nullopt;
+  if (!channels || image.size() != 4 || tokens[2] != image[1])
+    return lowering_failure(n, "tokens_to_image needs [b, h·w, c] and an image [b, c, h, w]", to_string(image),
+                            to_string(tokens));
   const auto h = image[2].constant(), w = image[3].constant();
   value_id target = value_id::none;
   if (w || h) {
-    target = out.integers({0, 0, h ? *h : -1, w ? *w : -1});
+    target = out.integers({0, h ? *h : -1, w ? *w : -1, *channels});
   } else {
-    const std::string key = "shape of " + to_string(image);
+    const std::string key = "channels-last shape of " + to_string(image);
     target = out.recall(key);
     if (target == value_id::none) {
-      target = out.emit("Shape", {like}, dtype::i64, {dim(4)});
+      const value_id shape = out.emit("Shape", {like}, dtype::i64, {dim(4)});
+      target = out.emit("Gather", {shape, out.integers({0, 2, 3, 1})}, dtype::i64, {dim(4)}, {int_attribute("axis", 0)});
       out.remember(key, target);
     }
   }
-  out.emit_into(n.outputs, "Reshape", {flat, target});
+  const value_id last = out.emit("Reshape", {x, target}, c[x].type, {image[0], image[2], image[3], image[1]});
+  out.emit_into(n.outputs, "Transpose", {last}, {perm({0, 3, 1, 2})});
   return {};
 }
 
@@ -3840,8 +3855,8 @@ inline result<void> lower_pad(const node& n, ort_context& c) {
   return {};
 }
 
-/// timestep_embedding, in f32: sin and cos of t · exp(-ln(max_period) · i / (half - freq_shift)), i = 0 … half - 1. The exponent is
-/// computed in f32 as diffusers.models.embeddings.get_timestep_embedding does, so that both have the same frequencies.
+/// timestep_embedding, in f32: sin and cos of t · exp(-ln(max_period) · i / (half - freq_shift)), i = 0 … half - 1. The exponent
+/// is computed in f32 as diffusers.models.embeddings.get_timestep_embedding does, so that both have the same frequencies.
 inline result<void> lower_timestep_embedding(const node& n, ort_context& c) {
   graph_emitter& out = c.out;
   const std::int64_t width = n.integer("dim", 0), half = width / 2;
@@ -3885,7 +3900,8 @@ inline result<void> lower_pool(const node& n, ort_context& c) {
   const value_id token = out.scalar(c[ids].type, static_cast<double>(n.integer("token", 0)));
   const value_id equal = out.emit("Equal", {ids, token}, dtype::boolean, shape);
   const value_id number = cast_value(out, equal, dtype::i32);
-  const value_id first = out.emit("ArgMax", {number}, dtype::i64, {shape[0], dim(1)}, {int_attribute("axis", 1), int_attribute("keepdims", 1)});
+  const value_id first =
+      out.emit("ArgMax", {number}, dtype::i64, {shape[0], dim(1)}, {int_attribute("axis", 1), int_attribute("keepdims", 1)});
   out.emit_into(n.outputs, "GatherND", {n.inputs[0], first}, {int_attribute("batch_dims", 1)});
   return {};
 }
@@ -3953,9 +3969,11 @@ inline result<void> lower_node(const node& n, ort_context& c) {
       {"group_norm", 3, lower_group_norm},
       {"layer_norm", 3, lower_layer_norm},
       {"attention", 3, lower_attention},
-      {"gelu", 1, [](const node& m, ort_context& k) -> result<void> { return emit_gelu(k, m.inputs[0], m.outputs[0]), result<void>(); }},
+      {"gelu", 1,
+       [](const node& m, ort_context& k) -> result<void> { return emit_gelu(k, m.inputs[0], m.outputs[0]), result<void>(); }},
       {"silu", 1, [](const node& m, ort_context& k) -> result<void> { return lower_sigmoid_gate(m, k, 1.0), result<void>(); }},
-      {"quick_gelu", 1, [](const node& m, ort_context& k) -> result<void> { return lower_sigmoid_gate(m, k, 1.702), result<void>(); }},
+      {"quick_gelu", 1,
+       [](const node& m, ort_context& k) -> result<void> { return lower_sigmoid_gate(m, k, 1.702), result<void>(); }},
       {"geglu", 1, lower_geglu},
       {"upsample_nearest", 1, lower_upsample},
       {"timestep_embedding", 1, lower_timestep_embedding},
@@ -3966,7 +3984,8 @@ inline result<void> lower_node(const node& n, ort_context& c) {
   for (const row& r : rows) {
     if (r.op != n.op) continue;
     if (n.inputs.size() < r.inputs || n.outputs.size() != 1)
-      return lowering_failure(n, n.op + " has the wrong number of inputs or outputs", std::to_string(r.inputs) + " inputs, 1 output",
+      return lowering_failure(n, n.op + " has the wrong number of inputs or outputs",
+                              std::to_string(r.inputs) + " inputs, 1 output",
                               std::to_string(n.inputs.size()) + ", " + std::to_string(n.outputs.size()));
     c.out.begin(n);
     return r.expand(n, c);
@@ -3977,9 +3996,9 @@ inline result<void> lower_node(const node& n, ort_context& c) {
 
 }  // namespace detail
 
-/// Replaces the composites of one graph by standard ONNX operators of `options.opset`. Weights are not touched: a transposed linear
-/// weight is a recipe. @fails usage (opset not 14 to 21), unsupported (an unknown composite), internal (a composite that is
-/// not as graph/ops.hpp says).
+/// Replaces the composites of one graph by standard ONNX operators of `options.opset`. Weights are not touched: a transposed
+/// linear weight is a recipe. @fails usage (opset not 14 to 21), unsupported (an unknown composite), internal (a composite that
+/// is not as graph/ops.hpp says).
 inline result<void> lower_to_ort(graph& model, const ort_options& options) {
   if (options.opset < 14 || options.opset > 21)
     return failure{.code = errc::usage, .what = "the ONNX operator set is not supported", .expected = "14 to 21",
@@ -7988,7 +8007,7 @@ class json_walker final : public json_cursor {
   bool open(bool array) {
     if (depth_ >= options_.depth)
       return fail(errc::limit, "JSON is nested too deeply", "at most " + std::to_string(options_.depth) + " levels", {},
-                  "raise limits::json_depth if you trust it");
+                  "raise limits::json_depth (--max-json-depth) if you trust it");
     if (depth_ == frames_.size()) frames_.emplace_back();
     frame& f = frames_[depth_++];
     f.array = array;
@@ -8505,7 +8524,7 @@ class safetensors_header_handler {
     }
     if (c.index(2) >= bounds_.rank)
       return c.fail(errc::limit, "the tensor " + quoted(c.key(0)) + " has too many dimensions",
-                    "at most " + std::to_string(bounds_.rank), {}, "raise limits::rank if you trust it");
+                    "at most " + std::to_string(bounds_.rank), {}, "raise limits::rank (--max-rank) if you trust it");
     header_.entries.back().shape.push_back(value);
     return true;
   }
@@ -8543,13 +8562,13 @@ class safetensors_header_handler {
     if (c.depth() == 1) {
       if (name.size() > bounds_.name_bytes)
         return c.fail(errc::limit, "a tensor name is too long", "at most " + std::to_string(bounds_.name_bytes) + " bytes",
-                      std::to_string(name.size()), "raise limits::name_bytes if you trust it");
+                      std::to_string(name.size()), "raise limits::name_bytes (--max-name) if you trust it");
       metadata_ = name == "__metadata__";
       if (metadata_ && std::exchange(had_metadata_, true))
         return c.fail(errc::malformed, "the key '__metadata__' appears twice", "unique keys");
       if (!metadata_ && header_.entries.size() >= bounds_.tensors)
         return c.fail(errc::limit, "the file has too many tensors", "at most " + std::to_string(bounds_.tensors), {},
-                      "raise limits::tensors if you trust it");
+                      "raise limits::tensors (--max-tensors) if you trust it");
       return true;
     }
     if (c.depth() != 2 || metadata_) return true;
@@ -8638,7 +8657,7 @@ class safetensors_header_handler {
     if (overflow) return c.fail(errc::malformed, "the size of " + who + " overflows 64 bits", {}, "shape " + to_string(e.shape));
     if (too_large || elements >= bounds_.elements)
       return c.fail(errc::limit, who + " is too large", "fewer than " + std::to_string(bounds_.elements) + " elements",
-                    "shape " + to_string(e.shape), "raise limits::elements if you trust it");
+                    "shape " + to_string(e.shape), "raise limits::elements (--max-elements) if you trust it");
     if (bits % 8 != 0)
       return c.fail(errc::malformed, who + " does not fill whole bytes", "a multiple of 8 bits", std::to_string(bits) + " bits");
     if (e.end - e.begin != bits / 8)
@@ -8840,7 +8859,7 @@ class shard_index_handler {
       return c.fail(errc::path, fine.error().what, fine.error().expected);
     if (index_.tensors.size() >= bounds_.tensors)
       return c.fail(errc::limit, "the index has too many tensors", "at most " + std::to_string(bounds_.tensors), {},
-                    "raise limits::tensors if you trust it");
+                    "raise limits::tensors (--max-tensors) if you trust it");
     shard_of_.push_back({std::string(c.key(1)), shard_number(value)});
     constexpr std::size_t most_shards = 10'000;  // published models have below 200
     if (names_.size() > most_shards)
@@ -12302,7 +12321,7 @@ inline result<void> add_side_folder(std::vector<side_file>& out, const std::stri
     if (bytes->size() > run.limits.tokenizer_bytes)
       return failure{.code = errc::limit, .what = "the file is too long for a side file", .file = bytes->name(),
                      .expected = "at most " + std::to_string(run.limits.tokenizer_bytes) + " bytes",
-                     .found = std::to_string(bytes->size()), .advice = "raise limits::tokenizer_bytes if you trust it"};
+                     .found = std::to_string(bytes->size()), .advice = "raise limits::tokenizer_bytes (--max-tokenizer) if you trust it"};
     out.push_back({join_path(name, file), std::move(bytes)});
   }
   return {};
@@ -13481,7 +13500,7 @@ inline result<void> add_tokenizer(std::vector<side_file>& out, const std::string
       if (bytes->size() > run.limits.tokenizer_bytes)
         return failure{.code = errc::limit, .what = "the tokenizer's file is too long", .file = from,
                        .expected = "at most " + std::to_string(run.limits.tokenizer_bytes) + " bytes",
-                       .found = std::to_string(bytes->size()), .advice = "raise limits::tokenizer_bytes if you trust it"};
+                       .found = std::to_string(bytes->size()), .advice = "raise limits::tokenizer_bytes (--max-tokenizer) if you trust it"};
       out.push_back({to, std::move(bytes)});
     }
   }
@@ -14264,13 +14283,13 @@ concept pipeline_stage = requires(S s, typename S::input in, job& run) {
   { s.run(std::move(in), run) } -> std::same_as<result<typename S::output>>;
 };
 
-/// A stage that a package, a bundle and so on may reach: `S::accepts<T>` or the plain input type.
+/// A stage that takes what flows here.
 template <class S, class T>
 concept stage_for = pipeline_stage<S> && std::same_as<typename S::input, T>;
 
 namespace detail {
 
-/// The message of a misplaced stage: stage/*.hpp specialises it for the pairs that people get wrong.
+/// The message of a misplaced stage; stage/misplaced.hpp has better ones for the pairs that people get wrong.
 template <class Stage, class From>
 struct misplaced {
   static_assert(stage_for<Stage, From>,
@@ -14295,6 +14314,35 @@ chain<typename Stage::output> operator|(chain<From> left, Stage next) {
 
 TENSORSMITH_END_NAMESPACE
 #endif  // TENSORSMITH_HAS_CORE_PIPE_HPP
+
+#ifndef TENSORSMITH_HAS_STAGE_MISPLACED_HPP
+#define TENSORSMITH_HAS_STAGE_MISPLACED_HPP
+// tensorsmith/stage/misplaced.hpp: what the compiler says when a stage stands in the wrong place of a chain.
+
+TENSORSMITH_BEGIN_NAMESPACE
+
+namespace detail {
+
+template <class Stage>
+concept works_on_graphs = std::same_as<typename Stage::input, bundle>;
+template <class Stage>
+concept works_on_weights = std::same_as<typename Stage::input, package>;
+
+template <works_on_graphs Stage>
+struct misplaced<Stage, package> {
+  static_assert(!works_on_graphs<Stage>,
+                "tensorsmith: this stage works on graphs, but only weights flow here; put build<architecture>() before it");
+};
+
+template <works_on_weights Stage>
+struct misplaced<Stage, bundle> {
+  static_assert(!works_on_weights<Stage>, "tensorsmith: this stage works on weights, but graphs flow here; put it before build<…>()");
+};
+
+}  // namespace detail
+
+TENSORSMITH_END_NAMESPACE
+#endif  // TENSORSMITH_HAS_STAGE_MISPLACED_HPP
 
 #ifndef TENSORSMITH_HAS_STAGE_BUILD_HPP
 #define TENSORSMITH_HAS_STAGE_BUILD_HPP
@@ -14347,7 +14395,8 @@ template <class Arch>
 build_stage build(const io_interface& io = interface::optimum, open_options opening = {}) {
   static_assert(buildable_architecture<Arch>,
                 "tensorsmith: build<Arch> needs an architecture tag such as tags::sd15; formats belong into open<…> and write<…>, targets into lower_to<…>");
-  if (opening.model == "auto") opening.model = std::string(Arch::model);
+  if constexpr (buildable_architecture<Arch>)
+    if (opening.model == "auto") opening.model = std::string(Arch::model);
   build_stage stage;
   stage.building.io = io;
   stage.building.io_float = io.io_float;
@@ -14465,9 +14514,13 @@ struct cast_stage {
 };
 
 /// Stage: floating-point tensors become `Dtype` (a tag of tags::), except those that `kept` names.
-template <dtype_tag Dtype>
+template <class Dtype>
 cast_stage cast(keep kept = {}) {
-  return {Dtype::type, std::move(kept)};
+  static_assert(dtype_tag<Dtype>, "tensorsmith: cast<Dtype> needs an element type tag: tags::f32, tags::f16, tags::bf16 or tags::f64");
+  cast_stage stage;
+  if constexpr (dtype_tag<Dtype>) stage.to = Dtype::type;
+  stage.kept = std::move(kept);
+  return stage;
 }
 
 TENSORSMITH_END_NAMESPACE
@@ -14527,8 +14580,12 @@ chain<package> open(const std::string& path, std::shared_ptr<job> run = std::mak
   static_assert(readable_format<Format>,
                 "tensorsmith: open<Format> has no reader for this format; include tensorsmith/stage/readers.hpp, or specialise "
                 "tensorsmith::reader for your own tag");
-  auto opened = reader<Format>::open(path, *run);
-  return {std::move(opened), std::move(run)};
+  if constexpr (readable_format<Format>) {
+    auto opened = reader<Format>::open(path, *run);
+    return {std::move(opened), std::move(run)};
+  } else {
+    return {failure{}, nullptr};
+  }
 }
 
 TENSORSMITH_END_NAMESPACE
@@ -14628,7 +14685,8 @@ TENSORSMITH_END_NAMESPACE
 
 #ifndef TENSORSMITH_HAS_FORMAT_ONNX_MODEL_PROTO_HPP
 #define TENSORSMITH_HAS_FORMAT_ONNX_MODEL_PROTO_HPP
-// tensorsmith/format/onnx/model_proto.hpp: a graph's structure as the onnx package's generated classes; weights are described, never held.
+// tensorsmith/format/onnx/model_proto.hpp: a graph's structure as the onnx package's generated classes; weights are described,
+// never held.
 //
 // Include this to hand a graph to code that takes an onnx::ModelProto (a checker, shape inference). Compile with -DONNX_ML=1
 // -DONNX_NAMESPACE=onnx and link onnx, onnx_proto and protobuf.
@@ -14645,8 +14703,8 @@ constexpr std::int64_t onnx_ir_version(int opset) noexcept {
   return 10;
 }
 
-/// The IR version that introduced an element type: 9 brought the 8-bit floats, 10 the 4-bit integers, 11 the 4-bit float, 12 and 13
-/// the scale type and the 2-bit integers.
+/// The IR version that introduced an element type: 9 brought the 8-bit floats, 10 the 4-bit integers, 11 the 4-bit float, 12 and
+/// 13 the scale type and the 2-bit integers.
 constexpr std::int64_t onnx_ir_version(dtype type) noexcept {
   const std::int64_t code = element_code(type).value_or(0);
   return code <= 16 ? 3 : code <= 20 ? 9 : code <= 22 ? 10 : code == 23 ? 11 : code == 24 ? 12 : 13;
@@ -14670,8 +14728,11 @@ inline result<void> fill_tensor_head(onnx::TensorProto& out, const std::string& 
 inline result<void> fill_constant(onnx::TensorProto& out, const std::string& name, const constant& c) {
   TENSORSMITH_CHECK(fill_tensor_head(out, name, c.type, c.shape));
   if (c.bytes.size() != byte_count(c.type, element_count(c.shape)))
-    return failure{.code = errc::internal, .what = "a constant has the wrong number of bytes", .place = quoted(name),
-                   .expected = std::to_string(byte_count(c.type, element_count(c.shape))), .found = std::to_string(c.bytes.size())};
+    return failure{.code = errc::internal,
+                   .what = "a constant has the wrong number of bytes",
+                   .place = quoted(name),
+                   .expected = std::to_string(byte_count(c.type, element_count(c.shape))),
+                   .found = std::to_string(c.bytes.size())};
   out.set_raw_data(c.bytes.data(), c.bytes.size());
   return {};
 }
@@ -14716,9 +14777,9 @@ inline result<void> fill_value_info(onnx::ValueInfoProto& out, const value& v) {
 
 }  // namespace detail
 
-/// The structure of a lowered graph: nodes, inputs, outputs, small constants; initializers that are recipes are left out (their place is
-/// the writer's decision). Intermediate values carry no type: readers infer them, and files stay small. The same graph always
-/// gives the same bytes. @fails unsupported (an element type that ONNX lacks), internal (a composite is left)
+/// The structure of a lowered graph: nodes, inputs, outputs, small constants; initializers that are recipes are left out (their
+/// place is the writer's decision). Intermediate values carry no type: readers infer them, and files stay small. The same graph
+/// always gives the same bytes. @fails unsupported (an element type that ONNX lacks), internal (a composite is left)
 inline result<onnx::ModelProto> onnx_structure(const graph& model, const std::string& name, int opset) {
   onnx::ModelProto out;
   std::int64_t ir_version = detail::onnx_ir_version(opset);
@@ -14812,7 +14873,8 @@ TENSORSMITH_END_NAMESPACE
 
 #ifndef TENSORSMITH_HAS_FORMAT_ONNX_WIRE_HPP
 #define TENSORSMITH_HAS_FORMAT_ONNX_WIRE_HPP
-// tensorsmith/format/onnx/wire.hpp: the few pieces of protobuf's wire format that frame weights which never pass through protobuf.
+// tensorsmith/format/onnx/wire.hpp: the few pieces of protobuf's wire format that frame weights which never pass through
+// protobuf.
 
 TENSORSMITH_BEGIN_NAMESPACE
 
@@ -14847,8 +14909,8 @@ TENSORSMITH_END_NAMESPACE
 
 #ifndef TENSORSMITH_HAS_FORMAT_ONNX_COMPONENT_PLAN_HPP
 #define TENSORSMITH_HAS_FORMAT_ONNX_COMPONENT_PLAN_HPP
-// tensorsmith/format/onnx/component_plan.hpp: where every byte of one component's .onnx and data file goes, before any is written.
-// Include format/onnx/write.hpp instead.
+// tensorsmith/format/onnx/component_plan.hpp: where every byte of one component's .onnx and data file goes, before any is
+// written. Include format/onnx/write.hpp instead.
 
 TENSORSMITH_BEGIN_NAMESPACE
 
@@ -14857,7 +14919,8 @@ namespace detail {
 inline constexpr std::uint64_t onnx_inline_below = 1024;      // the onnx package's own threshold for external data
 inline constexpr std::uint64_t onnx_alignment = 4096;         // a page: lets readers map tensors
 inline constexpr std::uint64_t onnx_largest_file = std::numeric_limits<std::int32_t>::max();  // protobuf's limit on a message
-inline constexpr std::uint64_t onnx_inline_unstored = 65536;  // in place: weights that are not stored as needed but small enough to hold
+inline constexpr std::uint64_t onnx_inline_unstored =
+    65536;  // in place: weights that are not stored as needed but small enough to hold
 
 /// Where one weight tensor goes.
 struct planned_weight {
@@ -14922,7 +14985,8 @@ class location_names {
 };
 
 inline failure not_in_place(const std::string& name, const tensor_ref& tensor) {
-  return failure{.code = errc::usage, .what = "the weights cannot stay in place: the graph needs this tensor otherwise than it is stored",
+  return failure{.code = errc::usage,
+                 .what = "the weights cannot stay in place: the graph needs this tensor otherwise than it is stored",
                  .place = "tensor " + quoted(name),
                  .expected = "contiguous " + std::string(name_of(tensor.type())) + " " + to_string(tensor.shape()) + " in a file",
                  .found = "a tensor that is cast, reordered or computed on the way",
@@ -15001,16 +15065,18 @@ inline result<void> plan_embedded(component_plan& plan) {
   return {};
 }
 
-/// Lays one component out. No weight is read. @fails limit (over 2 GiB in one .onnx file), usage (weights that cannot stay in place),
-/// unsupported (an element type that ONNX lacks)
-inline result<component_plan> plan_component(const bundle_component& c, int opset, weights_mode mode, const onnx_write_options& options) {
+/// Lays one component out. No weight is read. @fails limit (over 2 GiB in one .onnx file), usage (weights that cannot stay in
+/// place), unsupported (an element type that ONNX lacks)
+inline result<component_plan> plan_component(const bundle_component& c, int opset, weights_mode mode,
+                                             const onnx_write_options& options) {
   component_plan plan;
   plan.component = &c;
   plan.mode = mode;
   auto structure = onnx_structure(c.model, c.name, opset);
   if (structure) {
     plan.model = std::move(structure).value();
-    if (auto done = mode == weights_mode::embed ? plan_embedded(plan) : plan_outside(plan, options); !done) structure = std::move(done).error();
+    if (auto done = mode == weights_mode::embed ? plan_embedded(plan) : plan_outside(plan, options); !done)
+      structure = std::move(done).error();
   }
   if (!structure) {
     failure error = std::move(structure).error();
@@ -15911,8 +15977,8 @@ TENSORSMITH_BEGIN_NAMESPACE
 
 namespace detail {
 
-/// Plans a folder and writes it. Weights of all components go through one run of the executor, so that every thread has work until
-/// the last tensor.
+/// Plans a folder and writes it. Weights of all components go through one run of the executor, so that every thread has work
+/// until the last tensor.
 class onnx_folder_writer {
  public:
   onnx_folder_writer(const bundle& models, std::string target, const onnx_write_options& options, job& run)
@@ -15924,7 +15990,8 @@ class onnx_folder_writer {
     if (options_.data_name == "model.onnx" || options_.data_name == "config.json")
       return failure{.code = errc::usage, .what = "the data file cannot have this name", .found = quoted(options_.data_name)};
     if (models_.opset == 0)
-      return failure{.code = errc::internal, .what = "the graphs were not lowered to ONNX operators", .advice = "lower them first"};
+      return failure{
+          .code = errc::internal, .what = "the graphs were not lowered to ONNX operators", .advice = "lower them first"};
     merging_ = options_.weights == weights_mode::in_place && same_folder(models_.source, target_);
     for (const bundle_component& c : models_.components) {
       TENSORSMITH_TRY(component_plan planned, plan_component(c, models_.opset, options_.weights, options_));
@@ -15949,6 +16016,7 @@ class onnx_folder_writer {
     for (component_plan& p : plans_) TENSORSMITH_CHECK(write_structure(p, out));
     TENSORSMITH_CHECK(write_other_files(&out, report));
     TENSORSMITH_CHECK(check_sources());
+    note_hard_links();
     if (run_.cancelled()) return failure{.code = errc::cancelled, .what = "cancelled; nothing was written"};
     TENSORSMITH_CHECK(out.commit());
     finish(report);
@@ -16012,8 +16080,8 @@ class onnx_folder_writer {
       f.location = "linked-" + (n > 1 ? std::to_string(n) + "-" : std::string()) + base;
   }
 
-  /// Brings the source files of an in-place component into its folder without copying; if the file system refuses, the component is
-  /// planned again as a copy.
+  /// Brings the source files of an in-place component into its folder without copying; if the file system refuses, the component
+  /// is planned again as a copy.
   result<void> link_references(component_plan& p, folder_publication& out, component_report& report) {
     if (p.references.empty()) return {};
     bool renamed = false;
@@ -16033,12 +16101,19 @@ class onnx_folder_writer {
       }
       report.files.push_back({p.component->name + "/" + f.location, f.source->size(), true});
       report.weights = kind == link::clone ? "clone" : "hard link";
-      if (kind == link::hard_link)
-        run_.warn(p.component->name, f.location + " is a hard link to " + quoted(f.source->name()) +
-                                         ": ONNX Runtime loads it, the onnx package's checker refuses hard links; changing one changes both");
+      if (kind == link::hard_link) hard_links_.push_back(p.component->name + "/" + f.location);
     }
     if (renamed) p.model_bytes = p.model.ByteSizeLong();
     return {};
+  }
+
+  /// Hard links work, with two reservations that the user should know.
+  void note_hard_links() {
+    if (hard_links_.empty()) return;
+    std::string list;
+    for (const std::string& path : hard_links_) list += (list.empty() ? "" : ", ") + path;
+    run_.info(list, "hard links to the source weights: ONNX Runtime loads them, the onnx package's checker refuses hard links; "
+                    "changing one changes both");
   }
 
   static bool rename_location(component_plan& p, const std::string& from, const std::string& to) {
@@ -16174,6 +16249,7 @@ class onnx_folder_writer {
   job& run_;
   bool merging_ = false;
   std::vector<component_plan> plans_;
+  std::vector<std::string> hard_links_;
 };
 
 }  // namespace detail
@@ -16185,8 +16261,9 @@ TENSORSMITH_END_NAMESPACE
 #define TENSORSMITH_HAS_FORMAT_ONNX_WRITE_HPP
 // tensorsmith/format/onnx/write.hpp: writes a lowered bundle as an ONNX pipeline folder.
 //
-// Include this to write `unet/model.onnx` and its siblings. Compile with -DONNX_ML=1 -DONNX_NAMESPACE=onnx and link onnx, onnx_proto and
-// protobuf. Protobuf carries structure only (kilobytes); weights go from their recipes straight to their final offsets.
+// Include this to write `unet/model.onnx` and its siblings. Compile with -DONNX_ML=1 -DONNX_NAMESPACE=onnx and link onnx,
+// onnx_proto and protobuf. Protobuf carries structure only (kilobytes); weights go from their recipes straight to their final
+// offsets.
 
 TENSORSMITH_BEGIN_NAMESPACE
 
@@ -16194,20 +16271,22 @@ TENSORSMITH_BEGIN_NAMESPACE
 /// appears at once when it is complete. The same bundle gives the same bytes for any number of threads and size of tiles.
 ///
 /// With weights_mode::in_place and `path` being the bundle's source folder, graphs are added beside the source weights; existing
-/// configurations and side files are kept. Into another folder the weight files are cloned or linked; where that is impossible the
-/// component is copied and a note says so.
+/// configurations and side files are kept. Into another folder the weight files are cloned or linked; where that is impossible
+/// the component is copied and a note says so.
 ///
 /// @fails path (the output exists), usage (weights that cannot stay in place), limit (an embedded file over 2 GiB), no_space, io,
 /// integrity (a source changed or its checksum is wrong), cancelled
-inline result<write_report> write_onnx_folder(const bundle& models, const std::string& path, const onnx_write_options& options, job& run) {
+inline result<write_report> write_onnx_folder(const bundle& models, const std::string& path, const onnx_write_options& options,
+                                              job& run) {
   detail::onnx_folder_writer writer(models, path, options, run);
   TENSORSMITH_CHECK(writer.plan());
   return writer.write();
 }
 
-/// What `write_onnx_folder` would write, with sizes and an estimate of the memory it needs; nothing is read or written. Whether links
-/// work shows only when they are made.
-inline result<write_report> plan_onnx_folder(const bundle& models, const std::string& path, const onnx_write_options& options, job& run) {
+/// What `write_onnx_folder` would write, with sizes and an estimate of the memory it needs; nothing is read or written. Whether
+/// links work shows only when they are made.
+inline result<write_report> plan_onnx_folder(const bundle& models, const std::string& path, const onnx_write_options& options,
+                                             job& run) {
   detail::onnx_folder_writer writer(models, path, options, run);
   TENSORSMITH_CHECK(writer.plan());
   return writer.describe();
@@ -16257,10 +16336,23 @@ struct write_stage {
   result<write_report> run(input in, job& run) const { return writer<Format>::write(in, path, how, run); }
 };
 
-/// Stage: writes `path` in the given format. @fails as the format's writer
+namespace detail {
+
+/// The options of a writer, or an empty struct for a format that has none: so that the assertion in `write` gets its say.
+template <class Format>
+struct options_of { struct type {}; };
 template <writable_format Format>
-write_stage<Format> write(std::string path, typename writer<Format>::options how = {}) {
-  return {std::move(path), std::move(how)};
+struct options_of<Format> { using type = typename writer<Format>::options; };
+
+}  // namespace detail
+
+/// Stage: writes `path` in the given format. @fails as the format's writer
+template <class Format>
+auto write(std::string path, typename detail::options_of<Format>::type how = {}) {
+  static_assert(writable_format<Format>,
+                "tensorsmith: write<Format> has no writer for this format; use tags::onnx_folder, or specialise tensorsmith::writer "
+                "for your own tag");
+  if constexpr (writable_format<Format>) return write_stage<Format>{std::move(path), std::move(how)};
 }
 
 TENSORSMITH_END_NAMESPACE

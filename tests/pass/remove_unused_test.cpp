@@ -14,7 +14,8 @@ TEST_CASE("remove_unused drops what no output needs and keeps the interface") {
   const auto b = g.add({"b", dtype::f32, {ts::dim(1)}}), y = g.add({"y", dtype::f32, {ts::dim(1)}});
   g.inputs = {x, spare};
   g.outputs = {y};
-  g.initializers = {{dead_weight, ts::constant{dtype::f32, {}, std::vector<std::byte>(4)}}, {weight, ts::constant{dtype::f32, {}, std::vector<std::byte>(4)}}};
+  g.initializers = {{dead_weight, ts::constant{dtype::f32, {}, std::vector<std::byte>(4)}},
+                    {weight, ts::constant{dtype::f32, {}, std::vector<std::byte>(4)}}};
   g.nodes = {{"Mul", "/Mul", "", "", {x, dead_weight}, {dead}, {}},
              {"Split", "/Split", "", "", {x}, {a, b}, {}},
              {"Clip", "/Clip", "", "", {a, ts::value_id::none, weight}, {y}, {}}};

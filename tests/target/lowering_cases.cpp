@@ -84,7 +84,8 @@ void layers(maker& add) {
   add("linear_no_bias", [&](ts::graph_builder& b) {
     return linear(b, b.input("x", type, {b.dynamic("batch"), b.dynamic("length"), dim(24)}), 24, 40, false);
   });
-  add("linear_matrix", [&](ts::graph_builder& b) { return linear(b, b.input("x", type, {b.dynamic("batch"), dim(24)}), 24, 40, true); });
+  add("linear_matrix",
+      [&](ts::graph_builder& b) { return linear(b, b.input("x", type, {b.dynamic("batch"), dim(24)}), 24, 40, true); });
   add("linear_tied", [&](ts::graph_builder& b) {  // the weight is an embedding table, too
     const value_id ids = b.input("ids", dtype::i64, {b.dynamic("batch"), b.dynamic("length")});
     return linear(b, ts::ops::gather(b, b.parameter("weight", {40, 24}), ids), 24, 40, false);
@@ -104,15 +105,19 @@ void layers(maker& add) {
                   {{"num_groups", std::int64_t{4}}, {"epsilon", 1e-6F}});
   });
   for (const char* op : {"gelu", "quick_gelu", "silu"})
-    add(op, [&](ts::graph_builder& b) { return b.emit(op, {b.input("x", type, {b.dynamic("batch"), b.dynamic("length"), dim(24)})}); });
-  add("geglu", [&](ts::graph_builder& b) { return ts::ops::geglu(b, b.input("x", type, {b.dynamic("batch"), b.dynamic("length"), dim(48)})); });
+    add(op, [&](ts::graph_builder& b) {
+      return b.emit(op, {b.input("x", type, {b.dynamic("batch"), b.dynamic("length"), dim(24)})});
+    });
+  add("geglu", [&](ts::graph_builder& b) {
+    return ts::ops::geglu(b, b.input("x", type, {b.dynamic("batch"), b.dynamic("length"), dim(48)}));
+  });
 }
 
 void attentions(maker& add) {
   const dtype type = add.compute;
   struct row { const char* name; bool causal, upcast, fixed; };
-  for (const row r : {row{"attention", false, false, false}, row{"attention_upcast", false, true, false}, row{"attention_causal", true, false, false},
-                      row{"attention_causal_fixed", true, true, true}}) {
+  for (const row r : {row{"attention", false, false, false}, row{"attention_upcast", false, true, false},
+                      row{"attention_causal", true, false, false}, row{"attention_causal_fixed", true, true, true}}) {
     add(r.name, [&](ts::graph_builder& b) {
       const dim s = r.fixed ? dim(9) : b.dynamic("length"), t = r.causal ? s : b.dynamic("memory");
       const value_id q = b.input("q", type, {b.dynamic("batch"), s, dim(32)});

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 //
-// What the lowering for ONNX Runtime makes of graphs; that the results compute the right numbers is tests/runtime/lowering.py's part.
+// What the lowering for ONNX Runtime makes of graphs; that the results compute the right numbers is tests/runtime/lowering.py's
+// part.
 #include "tensorsmith/target/ort.hpp"
 
 #include <cstring>
@@ -125,15 +126,18 @@ TEST_CASE("a weight that also serves as a table stays; one that serves two linea
 
 TEST_CASE("dynamic images and sequences need no run-time shapes, but for tokens_to_image and a causal mask") {
   counting from;
-  const auto image = [](ts::graph_builder& b) { return b.input("x", dtype::f32, {b.dynamic("n"), dim(8), b.dynamic("h"), b.dynamic("w")}); };
+  const auto image = [](ts::graph_builder& b) {
+    return b.input("x", dtype::f32, {b.dynamic("n"), dim(8), b.dynamic("h"), b.dynamic("w")});
+  };
   const auto shapes_in = [](const ts::graph& g) {
     std::size_t n = 0;
     for (const ts::node& m : g.nodes) n += m.op == "Shape";
     return n;
   };
   CHECK(shapes_in(lowered(built(from, [&](ts::graph_builder& b) {
-    return b.emit("group_norm", {image(b), b.parameter("weight", {8}), b.parameter("bias", {8})}, {{"num_groups", std::int64_t{4}}});
-  }))) == 0);
+          return b.emit("group_norm", {image(b), b.parameter("weight", {8}), b.parameter("bias", {8})},
+                        {{"num_groups", std::int64_t{4}}});
+        }))) == 0);
   CHECK(shapes_in(lowered(built(from, [&](ts::graph_builder& b) {
     const value_id x = ts::ops::image_to_tokens(b, image(b));
     return ts::ops::attention(b, x, x, x, {2, false, false, 0});
@@ -153,7 +157,8 @@ TEST_CASE("dynamic images and sequences need no run-time shapes, but for tokens_
 TEST_CASE("forms follow the operator set") {
   counting from;
   const auto norm = [](ts::graph_builder& b) {
-    return b.emit("layer_norm", {b.input("x", dtype::f32, {dim(1), dim(8)}), b.parameter("weight", {8}), b.parameter("bias", {8})});
+    return b.emit("layer_norm",
+                  {b.input("x", dtype::f32, {dim(1), dim(8)}), b.parameter("weight", {8}), b.parameter("bias", {8})});
   };
   CHECK(ops(lowered(built(from, norm), {17})) == names{"LayerNormalization"});
   CHECK(ops(lowered(built(from, norm), {16})).size() == 9);
@@ -198,7 +203,12 @@ TEST_CASE("what cannot be lowered is refused by name") {
 TEST_CASE("a bundle is lowered whole and says for which operator set") {
   counting from;
   ts::bundle models;
-  models.components.push_back({"unet", built(from, [](ts::graph_builder& b) { return b.emit("silu", {b.input("x", dtype::f32, {dim(1)})}); }), {}, {}, {}});
+  models.components.push_back(
+      {"unet",
+       built(from, [](ts::graph_builder& b) { return b.emit("silu", {b.input("x", dtype::f32, {dim(1)})}); }),
+       {},
+       {},
+       {}});
   ts::job run;
   const auto done = ts::lower(ts::tags::ort_cuda{}, std::move(models), {18}, run);
   REQUIRE(done);

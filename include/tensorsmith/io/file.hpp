@@ -6,7 +6,6 @@
 // whole or not at all are written through io/publish.hpp.
 #pragma once
 
-#include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
@@ -31,6 +30,7 @@ class file_source final : public byte_source {
   std::uint64_t size() const noexcept override { return status_.size; }
   const std::string& name() const noexcept override { return name_; }
   int descriptor() const noexcept override { return file_.get(); }
+  void will_need(std::uint64_t offset, std::uint64_t length) const noexcept override { os::will_need(file_, offset, length); }
   /// Its status when it was opened.
   const os::file_status& status() const noexcept { return status_; }
 
@@ -161,17 +161,13 @@ class output_file final : public byte_sink {
 
   result<void> write_at(std::uint64_t offset, std::span<const std::byte> bytes) override {
     TENSORSMITH_CHECK(inside(offset, bytes.size()));
-    TENSORSMITH_CHECK(os::write_all(file_, offset, bytes, name_));
-    note_written(bytes.size());
-    return {};
+    return os::write_all(file_, offset, bytes, name_);
   }
 
   result<bool> copy_from(const byte_source& source, std::uint64_t from, std::uint64_t to, std::uint64_t length) override {
     if (source.descriptor() < 0) return false;
     TENSORSMITH_CHECK(inside(to, length));
-    TENSORSMITH_TRY(const bool done, os::copy_range(source.descriptor(), from, file_, to, length, name_));
-    if (done) note_written(length);
-    return done;
+    return os::copy_range(source.descriptor(), from, file_, to, length, name_);
   }
 
   /// Waits until all bytes are on the disk.
@@ -197,17 +193,9 @@ class output_file final : public byte_sink {
                    .found = std::to_string(length) + " more"};
   }
 
-  /// The disk gets to work while the rest is still being computed: the final sync then waits for the last stretch only.
-  void note_written(std::uint64_t bytes) noexcept {
-    constexpr std::uint64_t stretch = std::uint64_t{64} << 20;
-    const std::uint64_t before = written_.fetch_add(bytes, std::memory_order_relaxed);
-    if (before / stretch != (before + bytes) / stretch) start_writeback();
-  }
-
   os::descriptor file_;
   std::string path_, name_;
   std::uint64_t size_;
-  std::atomic<std::uint64_t> written_{0};
 };
 
 TENSORSMITH_END_NAMESPACE

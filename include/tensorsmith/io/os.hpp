@@ -280,6 +280,15 @@ inline bool clone_file(const descriptor& from, const descriptor& to) noexcept {
 #endif
 }
 
+/// Tells the system that a range will be read soon. Advisory.
+inline void will_need(const descriptor& file, std::uint64_t offset, std::uint64_t bytes) noexcept {
+#if defined(__linux__)
+  (void)::posix_fadvise(file.get(), static_cast<::off_t>(offset), static_cast<::off_t>(bytes), POSIX_FADV_WILLNEED);
+#else
+  (void)file, (void)offset, (void)bytes;
+#endif
+}
+
 /// Starts writing a range to the disk without waiting. Advisory: errors show in `synchronize`.
 inline void start_writeback(const descriptor& file, std::uint64_t offset, std::uint64_t bytes) noexcept {
 #if defined(__linux__)

@@ -16,8 +16,8 @@
 
 TENSORSMITH_BEGIN_NAMESPACE
 
-/// Replaces each initializer that is a cast of a contiguously stored tensor by that tensor, under the parameter's name, and a Cast
-/// node before all others. Runtimes fold the node when they load. Other initializers stay.
+/// Replaces each initializer that is a cast of a contiguously stored tensor by that tensor, under the parameter's name, and a
+/// Cast node before all others. Runtimes fold the node when they load. Other initializers stay.
 inline void expose_stored_weights(graph& model) {
   std::vector<node> casts;
   for (initializer& i : model.initializers) {

@@ -12,8 +12,8 @@
 
 TENSORSMITH_BEGIN_NAMESPACE
 
-/// Removes what no graph output needs: nodes, then initializers, then values (ids are renumbered in order). Graph inputs stay: they
-/// are the interface. @pre nodes are in topological order
+/// Removes what no graph output needs: nodes, then initializers, then values (ids are renumbered in order). Graph inputs stay:
+/// they are the interface. @pre nodes are in topological order
 inline void remove_unused(graph& model) {
   std::vector<char> used(model.values.size(), 0);
   const auto mark = [&used](value_id id) { if (id != value_id::none) used[static_cast<std::size_t>(id)] = 1; };

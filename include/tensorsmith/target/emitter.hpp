@@ -71,7 +71,8 @@ class graph_emitter {
   void keep(node n) { nodes_.push_back(std::move(n)); }
 
   /// Adds a node with one output of the given type and shape and returns that output.
-  value_id emit(std::string_view op, std::vector<value_id> inputs, dtype type, dims shape, std::vector<attribute> attributes = {}) {
+  value_id emit(std::string_view op, std::vector<value_id> inputs, dtype type, dims shape,
+                std::vector<attribute> attributes = {}) {
     std::string name = fresh(node_names_, prefix_ + "/" + std::string(op));
     const value_id out = model_.add({fresh(value_names_, name + "_output_0"), type, std::move(shape)});
     push(op, std::move(name), std::move(inputs), {out}, std::move(attributes));
@@ -168,7 +169,8 @@ class graph_emitter {
 
   void push(std::string_view op, std::string name, std::vector<value_id> inputs, std::vector<value_id> outputs,
             std::vector<attribute> attributes) {
-    nodes_.push_back({std::string(op), std::move(name), module_, "", std::move(inputs), std::move(outputs), std::move(attributes)});
+    nodes_.push_back(
+        {std::string(op), std::move(name), module_, "", std::move(inputs), std::move(outputs), std::move(attributes)});
   }
   /// `wanted`, or `wanted_1`, `wanted_2`, … if it is taken; takes it.
   std::string fresh(std::unordered_set<std::string>& taken, std::string wanted) {

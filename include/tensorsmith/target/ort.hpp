@@ -34,9 +34,11 @@ inline result<void> lower_node(const node& n, ort_context& c) {
       {"group_norm", 3, lower_group_norm},
       {"layer_norm", 3, lower_layer_norm},
       {"attention", 3, lower_attention},
-      {"gelu", 1, [](const node& m, ort_context& k) -> result<void> { return emit_gelu(k, m.inputs[0], m.outputs[0]), result<void>(); }},
+      {"gelu", 1,
+       [](const node& m, ort_context& k) -> result<void> { return emit_gelu(k, m.inputs[0], m.outputs[0]), result<void>(); }},
       {"silu", 1, [](const node& m, ort_context& k) -> result<void> { return lower_sigmoid_gate(m, k, 1.0), result<void>(); }},
-      {"quick_gelu", 1, [](const node& m, ort_context& k) -> result<void> { return lower_sigmoid_gate(m, k, 1.702), result<void>(); }},
+      {"quick_gelu", 1,
+       [](const node& m, ort_context& k) -> result<void> { return lower_sigmoid_gate(m, k, 1.702), result<void>(); }},
       {"geglu", 1, lower_geglu},
       {"upsample_nearest", 1, lower_upsample},
       {"timestep_embedding", 1, lower_timestep_embedding},
@@ -47,7 +49,8 @@ inline result<void> lower_node(const node& n, ort_context& c) {
   for (const row& r : rows) {
     if (r.op != n.op) continue;
     if (n.inputs.size() < r.inputs || n.outputs.size() != 1)
-      return lowering_failure(n, n.op + " has the wrong number of inputs or outputs", std::to_string(r.inputs) + " inputs, 1 output",
+      return lowering_failure(n, n.op + " has the wrong number of inputs or outputs",
+                              std::to_string(r.inputs) + " inputs, 1 output",
                               std::to_string(n.inputs.size()) + ", " + std::to_string(n.outputs.size()));
     c.out.begin(n);
     return r.expand(n, c);
@@ -58,9 +61,9 @@ inline result<void> lower_node(const node& n, ort_context& c) {
 
 }  // namespace detail
 
-/// Replaces the composites of one graph by standard ONNX operators of `options.opset`. Weights are not touched: a transposed linear
-/// weight is a recipe. @fails usage (opset not 14 to 21), unsupported (an unknown composite), internal (a composite that is
-/// not as graph/ops.hpp says).
+/// Replaces the composites of one graph by standard ONNX operators of `options.opset`. Weights are not touched: a transposed
+/// linear weight is a recipe. @fails usage (opset not 14 to 21), unsupported (an unknown composite), internal (a composite that
+/// is not as graph/ops.hpp says).
 inline result<void> lower_to_ort(graph& model, const ort_options& options) {
   if (options.opset < 14 || options.opset > 21)
     return failure{.code = errc::usage, .what = "the ONNX operator set is not supported", .expected = "14 to 21",

@@ -32,7 +32,8 @@ inline result<value_id> causal_mask(const node& n, ort_context& c, const dim& le
   const auto fixed = length.constant();
   const std::int64_t longest = fixed ? *fixed : n.integer("max_sequence", 0);
   if (longest <= 0 || longest > 65536)
-    return lowering_failure(n, "causal attention over a dynamic length needs max_sequence", "1 to 65536", std::to_string(longest));
+    return lowering_failure(n, "causal attention over a dynamic length needs max_sequence", "1 to 65536",
+                            std::to_string(longest));
   const std::string key = "causal mask " + length.text() + " " + std::to_string(longest) + " " + std::string(name_of(type));
   if (const value_id known = out.recall(key); known != value_id::none) return known;
   const auto side = static_cast<std::size_t>(longest);
@@ -45,7 +46,8 @@ inline result<value_id> causal_mask(const node& n, ort_context& c, const dim& le
     const dims rank_three{dim(3)};
     const value_id shape = out.emit("Shape", {queries}, dtype::i64, rank_three);
     const value_id ends = out.emit("Gather", {shape, out.integers({1, 1})}, dtype::i64, dims{dim(2)}, {int_attribute("axis", 0)});
-    mask = out.emit("Slice", {mask, out.integers({0, 0}), ends, out.integers({2, 3})}, type, dims{dim(1), dim(1), length, length});
+    mask =
+        out.emit("Slice", {mask, out.integers({0, 0}), ends, out.integers({2, 3})}, type, dims{dim(1), dim(1), length, length});
   }
   out.remember(key, mask);
   return mask;
@@ -73,7 +75,8 @@ inline result<void> lower_attention(const node& n, ort_context& c) {
   const value_id q_turned = out.emit("Transpose", {q_heads}, type, {batch, dim(heads), s, dim(head)}, {perm({0, 2, 1, 3})});
   const value_id k_heads = out.emit("Reshape", {k, split}, type, {batch, t, dim(heads), dim(head)});
   const value_id k_turned = out.emit("Transpose", {k_heads}, type, {batch, dim(heads), dim(head), t}, {perm({0, 2, 3, 1})});
-  const value_id v_heads = out.emit("Reshape", {v, out.integers({0, 0, heads, v_head})}, type, {batch, t, dim(heads), dim(v_head)});
+  const value_id v_heads =
+      out.emit("Reshape", {v, out.integers({0, 0, heads, v_head})}, type, {batch, t, dim(heads), dim(v_head)});
   const value_id v_turned = out.emit("Transpose", {v_heads}, type, {batch, dim(heads), t, dim(v_head)}, {perm({0, 2, 1, 3})});
 
   const value_id q_wide = cast_value(out, q_turned, wide), k_wide = cast_value(out, k_turned, wide);
@@ -93,13 +96,14 @@ inline result<void> lower_attention(const node& n, ort_context& c) {
   return {};
 }
 
-/// image_to_tokens: [b, c, h, w] → [b, h·w, c]. Transposed first: right behind a convolution, ONNX Runtime's blocked layout is undone
-/// and transposed in one pass if it finds exactly this permutation.
+/// image_to_tokens: [b, c, h, w] → [b, h·w, c]. Transposed first: right behind a convolution, ONNX Runtime's blocked layout is
+/// undone and transposed in one pass if it finds exactly this permutation.
 inline result<void> lower_image_to_tokens(const node& n, ort_context& c) {
   const value_id x = n.inputs[0];
   const dims shape = c[x].shape;
   const auto channels = shape.size() == 4 ? shape[1].constant() : std::nullopt;
-  if (!channels) return lowering_failure(n, "image_to_tokens needs [b, c, h, w] with a constant number of channels", {}, to_string(shape));
+  if (!channels)
+    return lowering_failure(n, "image_to_tokens needs [b, c, h, w] with a constant number of channels", {}, to_string(shape));
   const value_id last = c.out.emit("Transpose", {x}, c[x].type, {shape[0], shape[2], shape[3], shape[1]}, {perm({0, 2, 3, 1})});
   c.out.emit_into(n.outputs, "Reshape", {last, c.out.integers({0, -1, *channels})});
   return {};
@@ -113,7 +117,8 @@ inline result<void> lower_tokens_to_image(const node& n, ort_context& c) {
   const dims tokens = c[x].shape, image = c[like].shape;
   const auto channels = tokens.size() == 3 ? tokens[2].constant() : std::nullopt;
   if (!channels || image.size() != 4 || tokens[2] != image[1])
-    return lowering_failure(n, "tokens_to_image needs [b, h·w, c] and an image [b, c, h, w]", to_string(image), to_string(tokens));
+    return lowering_failure(n, "tokens_to_image needs [b, h·w, c] and an image [b, c, h, w]", to_string(image),
+                            to_string(tokens));
   const auto h = image[2].constant(), w = image[3].constant();
   value_id target = value_id::none;
   if (w || h) {
@@ -151,8 +156,8 @@ inline result<void> lower_pad(const node& n, ort_context& c) {
   return {};
 }
 
-/// timestep_embedding, in f32: sin and cos of t · exp(-ln(max_period) · i / (half - freq_shift)), i = 0 … half - 1. The exponent is
-/// computed in f32 as diffusers.models.embeddings.get_timestep_embedding does, so that both have the same frequencies.
+/// timestep_embedding, in f32: sin and cos of t · exp(-ln(max_period) · i / (half - freq_shift)), i = 0 … half - 1. The exponent
+/// is computed in f32 as diffusers.models.embeddings.get_timestep_embedding does, so that both have the same frequencies.
 inline result<void> lower_timestep_embedding(const node& n, ort_context& c) {
   graph_emitter& out = c.out;
   const std::int64_t width = n.integer("dim", 0), half = width / 2;
@@ -196,7 +201,8 @@ inline result<void> lower_pool(const node& n, ort_context& c) {
   const value_id token = out.scalar(c[ids].type, static_cast<double>(n.integer("token", 0)));
   const value_id equal = out.emit("Equal", {ids, token}, dtype::boolean, shape);
   const value_id number = cast_value(out, equal, dtype::i32);
-  const value_id first = out.emit("ArgMax", {number}, dtype::i64, {shape[0], dim(1)}, {int_attribute("axis", 1), int_attribute("keepdims", 1)});
+  const value_id first =
+      out.emit("ArgMax", {number}, dtype::i64, {shape[0], dim(1)}, {int_attribute("axis", 1), int_attribute("keepdims", 1)});
   out.emit_into(n.outputs, "GatherND", {n.inputs[0], first}, {int_attribute("batch_dims", 1)});
   return {};
 }

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 //
-// tensorsmith/target/ort_layers.hpp: linear layers, normalizations and activations as standard ONNX operators, in the forms that ONNX
-// Runtime's graph optimizer recognises. target/ort.hpp chooses among them.
+// tensorsmith/target/ort_layers.hpp: linear layers, normalizations and activations as standard ONNX operators, in the forms that
+// ONNX Runtime's graph optimizer recognises. target/ort.hpp chooses among them.
 #pragma once
 
 #include <cmath>
@@ -19,8 +19,9 @@ TENSORSMITH_BEGIN_NAMESPACE
 
 /// How graphs are lowered for ONNX Runtime.
 struct ort_options {
-  int opset = 17;                    ///< ONNX operator set, 14 to 21
-  bool keep_stored_weights = false;  ///< leave linear weights as they are stored and add Transpose nodes (for external data in place)
+  int opset = 17;  ///< ONNX operator set, 14 to 21
+  /// Leave weights as they are stored and add Transpose and Cast nodes: for external data that stays in place.
+  bool keep_stored_weights = false;
 };
 
 namespace detail {
@@ -50,8 +51,8 @@ inline value_id cast_value(graph_emitter& out, value_id x, dtype to, value_id in
   return out.emit_or_into(into, "Cast", {x}, to, out[x].shape, {int_attribute("to", *element_code(to))});
 }
 
-/// The [in, out] form of a linear weight that is stored as [out, in]: a transposing recipe on the same initializer, a view that is
-/// stored so already, or a Transpose node.
+/// The [in, out] form of a linear weight that is stored as [out, in]: a transposing recipe on the same initializer, a view that
+/// is stored so already, or a Transpose node.
 inline result<value_id> matmul_weight(ort_context& c, value_id weight) {
   if (const auto at = c.transposed.find(weight); at != c.transposed.end()) return at->second;
   const dims stored = c[weight].shape;
@@ -95,7 +96,8 @@ inline result<void> lower_linear(const node& n, ort_context& c) {
   return {};
 }
 
-/// layer_norm over the last axis: LayerNormalization from opset 17 on; before it the same in f32 by its parts, which ONNX Runtime fuses.
+/// layer_norm over the last axis: LayerNormalization from opset 17 on; before it the same in f32 by its parts, which ONNX Runtime
+/// fuses.
 inline result<void> lower_layer_norm(const node& n, ort_context& c) {
   graph_emitter& out = c.out;
   const value_id x = n.inputs[0];
@@ -190,7 +192,8 @@ inline result<void> lower_geglu(const node& n, ort_context& c) {
   const dims half = c[n.outputs[0]].shape;
   const auto width = half.empty() ? std::nullopt : half.back().constant();
   if (!width) return lowering_failure(n, "geglu needs a constant last axis", {}, to_string(half));
-  const auto halves = out.emit_many("Split", {x, out.integers({*width, *width})}, c[x].type, {half, half}, {int_attribute("axis", -1)});
+  const auto halves =
+      out.emit_many("Split", {x, out.integers({*width, *width})}, c[x].type, {half, half}, {int_attribute("axis", -1)});
   const value_id gate = emit_gelu(c, halves[1]);
   out.emit_into(n.outputs, "Mul", {halves[0], gate});
   return {};

@@ -26,6 +26,8 @@ class byte_source {
   virtual const std::string& name() const noexcept = 0;
   /// Fills `out` from `offset`. @fails io (system call), malformed (fewer bytes than asked for).
   virtual result<void> read_at(std::uint64_t offset, std::span<std::byte> out) const = 0;
+  /// Says that a range will be read soon, in no order. Advisory.
+  virtual void will_need(std::uint64_t /*offset*/, std::uint64_t /*length*/) const noexcept {}
   /// The open file descriptor of a plain file, or -1.
   virtual int descriptor() const noexcept { return -1; }
   /// Asked before publishing what was read from here. @fails integrity if the bytes may have changed since the source was opened.

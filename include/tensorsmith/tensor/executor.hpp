@@ -178,10 +178,6 @@ class execution {
     if (r.elements() == 0) return {};
     if (source.outputs().size() == 1) {
       if (!p.slots[0].sink) return {};
-      if (grid.stored) {
-        TENSORSMITH_TRY(const bool copied, copy_stored(p, grid, r));
-        if (copied) return {};
-      }
       TENSORSMITH_TRY(const view bytes, source.load(r, memory));
       return write_region(p.slots[0], source.outputs()[0], r, bytes);
     }
@@ -197,14 +193,6 @@ class execution {
         TENSORSMITH_CHECK(write_region(p.slots[k], source.outputs()[k], source.output_region(k, r),
                                        {tiles[k].data, tiles[k].pitch}));
     return {};
-  }
-
-  static result<bool> copy_stored(const placement& p, const tile_grid& grid, region r) {
-    const tensor_info& info = p.source->outputs()[0];
-    if (r.cols != grid.all.cols && grid.all.rows != 1) return false;
-    const std::uint64_t first = byte_count(info.type, r.row * grid.all.cols + r.col);
-    return p.slots[0].sink->copy_from(*grid.stored->source, grid.stored->offset + first, p.slots[0].offset + first,
-                                      byte_count(info.type, r.elements()));
   }
 
   static result<void> write_region(const output_slot& slot, const tensor_info& info, region r, view bytes) {

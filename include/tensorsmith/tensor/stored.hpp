@@ -47,10 +47,11 @@ class stored_recipe final : public recipe {
     switch (layout_) {
       case layout::contiguous: return {0, 1, 0, bits_of(info_.type) < 8 ? 8 / std::gcd(bits_of(info_.type), std::size_t{8}) : 1};
       case layout::transposed: {
-        // Panels of full source rows; as many as make 4 MiB, so that tall matrices stay within a thread's share of memory,
-        // at most 1024 (segments of 4 KiB in f32 no longer speed up the writes), at least 256.
-        const std::size_t row = std::max<std::size_t>(1, byte_count(info_.type, all.rows));
-        return {0, all.rows, 0, std::clamp<std::size_t>((std::size_t{4} << 20) / row / 64 * 64, 256, 1024)};
+        // Full rows of output, so that writes are long; each takes a piece of every source row. Pieces of 1 KiB cost a third of
+        // what the copy costs; bands above 16 MiB would need too much memory in each thread.
+        const std::size_t element = bits_of(info_.type) / 8, row = std::max<std::size_t>(1, all.cols * element);
+        const std::size_t pieces = 1024 / element, affordable = (std::size_t{16} << 20) / row / 16 * 16;
+        return {0, std::clamp<std::size_t>(affordable, 16, pieces), 0, all.cols};
       }
       case layout::row_local: return {0, 1, 0, all.cols};
       case layout::scattered: return {0, all.rows, 0, all.cols};
@@ -58,7 +59,12 @@ class stored_recipe final : public recipe {
     return {0, 1, 0, 1};
   }
 
-  result<void> prepare(const job& run) override { return check_ ? check_->verify(run) : result<void>{}; }
+  result<void> prepare(const job& run) override {
+    if (check_) TENSORSMITH_CHECK(check_->verify(run));
+    if (layout_ == layout::transposed)  // read in pieces all over it: have it fetched in one go
+      file_->will_need(offset_, span_elements(0) * bits_of(info_.type) / 8);
+    return {};
+  }
 
   result<view> load(region r, scratch& work) const override {
     if (layout_ != layout::contiguous) return recipe::load(r, work);

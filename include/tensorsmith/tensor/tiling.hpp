@@ -6,7 +6,6 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
-#include <optional>
 #include <string>
 #include <vector>
 
@@ -36,7 +35,6 @@ struct tile_grid {
   std::size_t down = 0, across = 0;          // tiles
   std::size_t tile_bytes = 0;                // of output 0
   std::size_t element_bits = 0;              // of all outputs that are kept
-  std::optional<stored_bytes> stored;        // output 0 can be copied as it lies
 
   std::size_t count() const noexcept { return down * across; }
   region at(std::size_t index) const noexcept {
@@ -58,7 +56,6 @@ inline tile_grid plan_tiles(const placement& p, std::size_t tile_bytes) {
   const std::size_t bits = bits_of(source.outputs()[0].type);
   for (std::size_t k = 0; k < p.slots.size(); ++k)
     if (p.slots[k].sink) grid.element_bits += bits_of(source.outputs()[k].type);
-  if (source.outputs().size() == 1 && p.slots[0].sink) grid.stored = source.stored();
   if (grid.all.rows == 0 || grid.all.cols == 0) {
     grid.down = grid.across = 1;  // an empty tensor still is prepared once
     return grid;

@@ -112,7 +112,8 @@ ts::bundle make_bundle(const fs::path& folder, const std::vector<std::string>& n
     out.components.push_back(std::move(c));
   }
   out.index.set("_class_name", "SmallPipeline");
-  out.side_files.push_back({"scheduler/config.json", std::make_shared<ts::memory_source>("scheduler", std::vector<std::byte>(3, std::byte{'s'}))});
+  out.side_files.push_back(
+      {"scheduler/config.json", std::make_shared<ts::memory_source>("scheduler", std::vector<std::byte>(3, std::byte{'s'}))});
   ts::job run;
   auto lowered = ts::lower_to_ort(std::move(out), {17, keep}, run);
   if (!lowered) FAIL(lowered.error().message());
@@ -264,7 +265,8 @@ TEST_CASE("in place into the source folder adds graphs that point into the sourc
   for (const auto& [name, bytes] : before) CHECK(files.at(name) == bytes);
   const onnx::ModelProto m = parsed(files.at("unet/model.onnx"));
   onnx::checker::check_model(t / "model/unet/model.onnx");
-  CHECK(external(tensor(m, "fc.weight")) == std::map<std::string, std::string>{{"location", "weights.bin"}, {"offset", "100"}, {"length", "24576"}});
+  CHECK(external(tensor(m, "fc.weight")) ==
+        std::map<std::string, std::string>{{"location", "weights.bin"}, {"offset", "100"}, {"length", "24576"}});
   CHECK(m.graph().node(0).op_type() == "Transpose");
   CHECK(report->linked_bytes == 0);
   CHECK(report->components[0].weights == "in place");
@@ -361,7 +363,8 @@ TEST_CASE("nothing is published over an existing folder, a changed source or aft
 
   std::ofstream(t / "in/unet/weights.bin", std::ios::app) << "more";
   CHECK(ts::write_onnx_folder(models, t / "out3", {.weights = ts::weights_mode::embed}, run).error().code == ts::errc::integrity);
-  for (const auto& entry : fs::directory_iterator(t.path())) CHECK(entry.path().filename().string().find(".tmp") == std::string::npos);
+  for (const auto& entry : fs::directory_iterator(t.path()))
+    CHECK(entry.path().filename().string().find(".tmp") == std::string::npos);
   CHECK_FALSE(fs::exists(t / "out3"));
 }
 

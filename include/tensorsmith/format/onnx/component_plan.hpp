@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 //
-// tensorsmith/format/onnx/component_plan.hpp: where every byte of one component's .onnx and data file goes, before any is written.
-// Include format/onnx/write.hpp instead.
+// tensorsmith/format/onnx/component_plan.hpp: where every byte of one component's .onnx and data file goes, before any is
+// written. Include format/onnx/write.hpp instead.
 #pragma once
 
 #include <cstdint>
@@ -24,7 +24,7 @@ namespace detail {
 inline constexpr std::uint64_t onnx_inline_below = 1024;      // the onnx package's own threshold for external data
 inline constexpr std::uint64_t onnx_alignment = 4096;         // a page: lets readers map tensors
 inline constexpr std::uint64_t onnx_largest_file = std::numeric_limits<std::int32_t>::max();  // protobuf's limit on a message
-inline constexpr std::uint64_t onnx_inline_unstored = 65536;  // in place: weights that are not stored as needed but small enough to hold
+inline constexpr std::uint64_t onnx_inline_unstored = 65536;  // in place: not stored as needed, but small enough to hold
 
 /// Where one weight tensor goes.
 struct planned_weight {
@@ -89,7 +89,8 @@ class location_names {
 };
 
 inline failure not_in_place(const std::string& name, const tensor_ref& tensor) {
-  return failure{.code = errc::usage, .what = "the weights cannot stay in place: the graph needs this tensor otherwise than it is stored",
+  return failure{.code = errc::usage,
+                 .what = "the weights cannot stay in place: the graph needs this tensor otherwise than it is stored",
                  .place = "tensor " + quoted(name),
                  .expected = "contiguous " + std::string(name_of(tensor.type())) + " " + to_string(tensor.shape()) + " in a file",
                  .found = "a tensor that is cast, reordered or computed on the way",
@@ -168,16 +169,18 @@ inline result<void> plan_embedded(component_plan& plan) {
   return {};
 }
 
-/// Lays one component out. No weight is read. @fails limit (over 2 GiB in one .onnx file), usage (weights that cannot stay in place),
-/// unsupported (an element type that ONNX lacks)
-inline result<component_plan> plan_component(const bundle_component& c, int opset, weights_mode mode, const onnx_write_options& options) {
+/// Lays one component out. No weight is read. @fails limit (over 2 GiB in one .onnx file), usage (weights that cannot stay in
+/// place), unsupported (an element type that ONNX lacks)
+inline result<component_plan> plan_component(const bundle_component& c, int opset, weights_mode mode,
+                                             const onnx_write_options& options) {
   component_plan plan;
   plan.component = &c;
   plan.mode = mode;
   auto structure = onnx_structure(c.model, c.name, opset);
   if (structure) {
     plan.model = std::move(structure).value();
-    if (auto done = mode == weights_mode::embed ? plan_embedded(plan) : plan_outside(plan, options); !done) structure = std::move(done).error();
+    if (auto done = mode == weights_mode::embed ? plan_embedded(plan) : plan_outside(plan, options); !done)
+      structure = std::move(done).error();
   }
   if (!structure) {
     failure error = std::move(structure).error();

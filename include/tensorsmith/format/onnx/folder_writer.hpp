@@ -22,8 +22,8 @@ TENSORSMITH_BEGIN_NAMESPACE
 
 namespace detail {
 
-/// Plans a folder and writes it. Weights of all components go through one run of the executor, so that every thread has work until
-/// the last tensor.
+/// Plans a folder and writes it. Weights of all components go through one run of the executor, so that every thread has work
+/// until the last tensor.
 class onnx_folder_writer {
  public:
   onnx_folder_writer(const bundle& models, std::string target, const onnx_write_options& options, job& run)
@@ -35,7 +35,8 @@ class onnx_folder_writer {
     if (options_.data_name == "model.onnx" || options_.data_name == "config.json")
       return failure{.code = errc::usage, .what = "the data file cannot have this name", .found = quoted(options_.data_name)};
     if (models_.opset == 0)
-      return failure{.code = errc::internal, .what = "the graphs were not lowered to ONNX operators", .advice = "lower them first"};
+      return failure{
+          .code = errc::internal, .what = "the graphs were not lowered to ONNX operators", .advice = "lower them first"};
     merging_ = options_.weights == weights_mode::in_place && same_folder(models_.source, target_);
     for (const bundle_component& c : models_.components) {
       TENSORSMITH_TRY(component_plan planned, plan_component(c, models_.opset, options_.weights, options_));
@@ -124,8 +125,8 @@ class onnx_folder_writer {
       f.location = "linked-" + (n > 1 ? std::to_string(n) + "-" : std::string()) + base;
   }
 
-  /// Brings the source files of an in-place component into its folder without copying; if the file system refuses, the component is
-  /// planned again as a copy.
+  /// Brings the source files of an in-place component into its folder without copying; if the file system refuses, the component
+  /// is planned again as a copy.
   result<void> link_references(component_plan& p, folder_publication& out, component_report& report) {
     if (p.references.empty()) return {};
     bool renamed = false;

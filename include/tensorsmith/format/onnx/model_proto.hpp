@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 //
-// tensorsmith/format/onnx/model_proto.hpp: a graph's structure as the onnx package's generated classes; weights are described, never held.
+// tensorsmith/format/onnx/model_proto.hpp: a graph's structure as the onnx package's generated classes; weights are described,
+// never held.
 //
 // Include this to hand a graph to code that takes an onnx::ModelProto (a checker, shape inference). Compile with -DONNX_ML=1
 // -DONNX_NAMESPACE=onnx and link onnx, onnx_proto and protobuf.
@@ -34,8 +35,8 @@ constexpr std::int64_t onnx_ir_version(int opset) noexcept {
   return 10;
 }
 
-/// The IR version that introduced an element type: 9 brought the 8-bit floats, 10 the 4-bit integers, 11 the 4-bit float, 12 and 13
-/// the scale type and the 2-bit integers.
+/// The IR version that introduced an element type: 9 brought the 8-bit floats, 10 the 4-bit integers, 11 the 4-bit float, 12 and
+/// 13 the scale type and the 2-bit integers.
 constexpr std::int64_t onnx_ir_version(dtype type) noexcept {
   const std::int64_t code = element_code(type).value_or(0);
   return code <= 16 ? 3 : code <= 20 ? 9 : code <= 22 ? 10 : code == 23 ? 11 : code == 24 ? 12 : 13;
@@ -59,8 +60,11 @@ inline result<void> fill_tensor_head(onnx::TensorProto& out, const std::string& 
 inline result<void> fill_constant(onnx::TensorProto& out, const std::string& name, const constant& c) {
   TENSORSMITH_CHECK(fill_tensor_head(out, name, c.type, c.shape));
   if (c.bytes.size() != byte_count(c.type, element_count(c.shape)))
-    return failure{.code = errc::internal, .what = "a constant has the wrong number of bytes", .place = quoted(name),
-                   .expected = std::to_string(byte_count(c.type, element_count(c.shape))), .found = std::to_string(c.bytes.size())};
+    return failure{.code = errc::internal,
+                   .what = "a constant has the wrong number of bytes",
+                   .place = quoted(name),
+                   .expected = std::to_string(byte_count(c.type, element_count(c.shape))),
+                   .found = std::to_string(c.bytes.size())};
   out.set_raw_data(c.bytes.data(), c.bytes.size());
   return {};
 }
@@ -105,9 +109,9 @@ inline result<void> fill_value_info(onnx::ValueInfoProto& out, const value& v) {
 
 }  // namespace detail
 
-/// The structure of a lowered graph: nodes, inputs, outputs, small constants; initializers that are recipes are left out (their place is
-/// the writer's decision). Intermediate values carry no type: readers infer them, and files stay small. The same graph always
-/// gives the same bytes. @fails unsupported (an element type that ONNX lacks), internal (a composite is left)
+/// The structure of a lowered graph: nodes, inputs, outputs, small constants; initializers that are recipes are left out (their
+/// place is the writer's decision). Intermediate values carry no type: readers infer them, and files stay small. The same graph
+/// always gives the same bytes. @fails unsupported (an element type that ONNX lacks), internal (a composite is left)
 inline result<onnx::ModelProto> onnx_structure(const graph& model, const std::string& name, int opset) {
   onnx::ModelProto out;
   std::int64_t ir_version = detail::onnx_ir_version(opset);

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 //
-// tensorsmith/format/onnx/wire.hpp: the few pieces of protobuf's wire format that frame weights which never pass through protobuf.
+// tensorsmith/format/onnx/wire.hpp: the few pieces of protobuf's wire format that frame weights which never pass through
+// protobuf.
 #pragma once
 
 #include <cstdint>

@@ -2,8 +2,9 @@
 //
 // tensorsmith/format/onnx/write.hpp: writes a lowered bundle as an ONNX pipeline folder.
 //
-// Include this to write `unet/model.onnx` and its siblings. Compile with -DONNX_ML=1 -DONNX_NAMESPACE=onnx and link onnx, onnx_proto and
-// protobuf. Protobuf carries structure only (kilobytes); weights go from their recipes straight to their final offsets.
+// Include this to write `unet/model.onnx` and its siblings. Compile with -DONNX_ML=1 -DONNX_NAMESPACE=onnx and link onnx,
+// onnx_proto and protobuf. Protobuf carries structure only (kilobytes); weights go from their recipes straight to their final
+// offsets.
 #pragma once
 
 #include <string>
@@ -19,20 +20,22 @@ TENSORSMITH_BEGIN_NAMESPACE
 /// appears at once when it is complete. The same bundle gives the same bytes for any number of threads and size of tiles.
 ///
 /// With weights_mode::in_place and `path` being the bundle's source folder, graphs are added beside the source weights; existing
-/// configurations and side files are kept. Into another folder the weight files are cloned or linked; where that is impossible the
-/// component is copied and a note says so.
+/// configurations and side files are kept. Into another folder the weight files are cloned or linked; where that is impossible
+/// the component is copied and a note says so.
 ///
 /// @fails path (the output exists), usage (weights that cannot stay in place), limit (an embedded file over 2 GiB), no_space, io,
 /// integrity (a source changed or its checksum is wrong), cancelled
-inline result<write_report> write_onnx_folder(const bundle& models, const std::string& path, const onnx_write_options& options, job& run) {
+inline result<write_report> write_onnx_folder(const bundle& models, const std::string& path, const onnx_write_options& options,
+                                              job& run) {
   detail::onnx_folder_writer writer(models, path, options, run);
   TENSORSMITH_CHECK(writer.plan());
   return writer.write();
 }
 
-/// What `write_onnx_folder` would write, with sizes and an estimate of the memory it needs; nothing is read or written. Whether links
-/// work shows only when they are made.
-inline result<write_report> plan_onnx_folder(const bundle& models, const std::string& path, const onnx_write_options& options, job& run) {
+/// What `write_onnx_folder` would write, with sizes and an estimate of the memory it needs; nothing is read or written. Whether
+/// links work shows only when they are made.
+inline result<write_report> plan_onnx_folder(const bundle& models, const std::string& path, const onnx_write_options& options,
+                                             job& run) {
   detail::onnx_folder_writer writer(models, path, options, run);
   TENSORSMITH_CHECK(writer.plan());
   return writer.describe();
