@@ -19,27 +19,10 @@
 
 #include "tensorsmith/graph/parameters.hpp"
 #include "tensorsmith/graph/shapes.hpp"
+#include "tensorsmith/graph/unique_names.hpp"
 #include "tensorsmith/tensor/cast.hpp"
 
 TENSORSMITH_BEGIN_NAMESPACE
-
-/// Hands out names that are free: the wanted one, or with _1, _2, … behind it.
-class unique_names {
- public:
-  std::string take(std::string wanted) {
-    if (taken_.insert(wanted).second) return wanted;
-    std::size_t& last = last_[wanted];
-    for (;;) {
-      std::string name = wanted + '_' + std::to_string(++last);
-      if (taken_.insert(name).second) return name;
-    }
-  }
-  bool taken(const std::string& name) const { return taken_.count(name) != 0; }
-
- private:
-  std::unordered_set<std::string> taken_;
-  std::unordered_map<std::string, std::size_t> last_;
-};
 
 /// Builds one graph. Weights are cast to the compute type; every other value has the type its operator gives it.
 class graph_builder {

@@ -14,13 +14,12 @@
 #include <string>
 #include <string_view>
 #include <tuple>
-#include <unordered_map>
-#include <unordered_set>
 #include <utility>
 #include <vector>
 
 #include "tensorsmith/core/half.hpp"
 #include "tensorsmith/graph/ir.hpp"
+#include "tensorsmith/graph/unique_names.hpp"
 
 TENSORSMITH_BEGIN_NAMESPACE
 
@@ -50,8 +49,8 @@ class graph_emitter {
  public:
   explicit graph_emitter(graph& model) : model_(model) {
     nodes_.reserve(model.nodes.size() * 3);
-    for (const value& v : model.values) value_names_.insert(v.name);
-    for (const node& n : model.nodes) node_names_.insert(n.name);
+    for (const value& v : model.values) value_names_.take(v.name);
+    for (const node& n : model.nodes) node_names_.take(n.name);
     for (const initializer& i : model.initializers)
       if (const auto* c = std::get_if<constant>(&i.data)) known_.emplace(key_of(*c), i.value);
   }
@@ -73,8 +72,8 @@ class graph_emitter {
   /// Adds a node with one output of the given type and shape and returns that output.
   value_id emit(std::string_view op, std::vector<value_id> inputs, dtype type, dims shape,
                 std::vector<attribute> attributes = {}) {
-    std::string name = fresh(node_names_, prefix_ + "/" + std::string(op));
-    const value_id out = model_.add({fresh(value_names_, name + "_output_0"), type, std::move(shape)});
+    std::string name = node_names_.take(prefix_ + "/" + std::string(op));
+    const value_id out = model_.add({value_names_.take(name + "_output_0"), type, std::move(shape)});
     push(op, std::move(name), std::move(inputs), {out}, std::move(attributes));
     return out;
   }
@@ -82,11 +81,11 @@ class graph_emitter {
   /// Adds a node that writes existing values: the last of a replacement.
   void emit_into(std::vector<value_id> outputs, std::string_view op, std::vector<value_id> inputs,
                  std::vector<attribute> attributes = {}) {
-    std::string name = fresh(node_names_, prefix_ + "/" + std::string(op));
+    std::string name = node_names_.take(prefix_ + "/" + std::string(op));
     for (std::size_t k = 0; k < outputs.size(); ++k) {  // a value that was named after the composite gets the new node's name
       std::string& old = model_[outputs[k]].name;
       const std::string ending = "_output_" + std::to_string(k);
-      if (old == replaced_ + ending) old = fresh(value_names_, name + ending);
+      if (old == replaced_ + ending) old = value_names_.take(name + ending);
     }
     push(op, std::move(name), std::move(inputs), std::move(outputs), std::move(attributes));
   }
@@ -102,10 +101,10 @@ class graph_emitter {
   /// Adds a node with several outputs.
   std::vector<value_id> emit_many(std::string_view op, std::vector<value_id> inputs, dtype type, const std::vector<dims>& shapes,
                                   std::vector<attribute> attributes = {}) {
-    std::string name = fresh(node_names_, prefix_ + "/" + std::string(op));
+    std::string name = node_names_.take(prefix_ + "/" + std::string(op));
     std::vector<value_id> outs;
     for (std::size_t k = 0; k < shapes.size(); ++k)
-      outs.push_back(model_.add({fresh(value_names_, name + "_output_" + std::to_string(k)), type, shapes[k]}));
+      outs.push_back(model_.add({value_names_.take(name + "_output_" + std::to_string(k)), type, shapes[k]}));
     push(op, std::move(name), std::move(inputs), outs, std::move(attributes));
     return outs;
   }
@@ -116,7 +115,7 @@ class graph_emitter {
     if (const auto at = known_.find(key); at != known_.end()) return at->second;
     dims shape;
     for (const std::size_t extent : c.shape) shape.emplace_back(extent);
-    const value_id id = model_.add({fresh(value_names_, "constant_" + std::to_string(held_++)), c.type, std::move(shape)});
+    const value_id id = model_.add({value_names_.take("constant_" + std::to_string(held_++)), c.type, std::move(shape)});
     known_.emplace(std::move(key), id);
     model_.initializers.push_back({id, std::move(c)});
     return id;
@@ -148,7 +147,7 @@ class graph_emitter {
   value_id hold_weights(std::string name, tensor_ref tensor) {
     dims shape;
     for (const std::size_t extent : tensor.shape()) shape.emplace_back(extent);
-    const value_id id = model_.add({fresh(value_names_, std::move(name)), tensor.type(), std::move(shape)});
+    const value_id id = model_.add({value_names_.take(std::move(name)), tensor.type(), std::move(shape)});
     model_.initializers.push_back({id, std::move(tensor)});
     return id;
   }
@@ -172,21 +171,11 @@ class graph_emitter {
     nodes_.push_back(
         {std::string(op), std::move(name), module_, "", std::move(inputs), std::move(outputs), std::move(attributes)});
   }
-  /// `wanted`, or `wanted_1`, `wanted_2`, … if it is taken; takes it.
-  std::string fresh(std::unordered_set<std::string>& taken, std::string wanted) {
-    if (taken.insert(wanted).second) return wanted;
-    std::size_t& next = suffixes_[wanted];
-    std::string name;
-    do name = wanted + "_" + std::to_string(++next);
-    while (!taken.insert(name).second);
-    return name;
-  }
 
   graph& model_;
   std::vector<node> nodes_;
   std::string prefix_, module_, replaced_;
-  std::unordered_set<std::string> value_names_, node_names_;
-  std::unordered_map<std::string, std::size_t> suffixes_;
+  unique_names value_names_, node_names_;
   std::map<constant_key, value_id> known_;
   std::map<std::string, value_id> shared_;
   std::size_t held_ = 0;
