@@ -193,7 +193,7 @@ class torch_zip_reader {
     if (storages > 0)
       notes_.push_back(
           {note::level::info, file(),
-           std::to_string(storages) + " storages (" + std::to_string(bytes) + " bytes) belong to no tensor that is read."});
+           std::to_string(storages) + (storages == 1 ? " storage (" : " storages (") + std::to_string(bytes) + " bytes) for no tensor that is read"});
     if (others > 0)
       notes_.push_back({note::level::warning, file(),
                         std::to_string(others) + " entries of the archive are not part of a checkpoint and were ignored, first " +
