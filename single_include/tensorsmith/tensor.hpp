@@ -819,6 +819,15 @@ inline bool clone_file(const descriptor& from, const descriptor& to) noexcept {
 #endif
 }
 
+/// Tells the system that a range will be read soon. Advisory.
+inline void will_need(const descriptor& file, std::uint64_t offset, std::uint64_t bytes) noexcept {
+#if defined(__linux__)
+  (void)::posix_fadvise(file.get(), static_cast<::off_t>(offset), static_cast<::off_t>(bytes), POSIX_FADV_WILLNEED);
+#else
+  (void)file, (void)offset, (void)bytes;
+#endif
+}
+
 /// Starts writing a range to the disk without waiting. Advisory: errors show in `synchronize`.
 inline void start_writeback(const descriptor& file, std::uint64_t offset, std::uint64_t bytes) noexcept {
 #if defined(__linux__)
@@ -1107,6 +1116,8 @@ class byte_source {
   virtual const std::string& name() const noexcept = 0;
   /// Fills `out` from `offset`. @fails io (system call), malformed (fewer bytes than asked for).
   virtual result<void> read_at(std::uint64_t offset, std::span<std::byte> out) const = 0;
+  /// Says that a range will be read soon, in no order. Advisory.
+  virtual void will_need(std::uint64_t /*offset*/, std::uint64_t /*length*/) const noexcept {}
   /// The open file descriptor of a plain file, or -1.
   virtual int descriptor() const noexcept { return -1; }
   /// Asked before publishing what was read from here. @fails integrity if the bytes may have changed since the source was opened.
@@ -1191,6 +1202,7 @@ class file_source final : public byte_source {
   std::uint64_t size() const noexcept override { return status_.size; }
   const std::string& name() const noexcept override { return name_; }
   int descriptor() const noexcept override { return file_.get(); }
+  void will_need(std::uint64_t offset, std::uint64_t length) const noexcept override { os::will_need(file_, offset, length); }
   /// Its status when it was opened.
   const os::file_status& status() const noexcept { return status_; }
 
@@ -1321,17 +1333,13 @@ class output_file final : public byte_sink {
 
   result<void> write_at(std::uint64_t offset, std::span<const std::byte> bytes) override {
     TENSORSMITH_CHECK(inside(offset, bytes.size()));
-    TENSORSMITH_CHECK(os::write_all(file_, offset, bytes, name_));
-    note_written(bytes.size());
-    return {};
+    return os::write_all(file_, offset, bytes, name_);
   }
 
   result<bool> copy_from(const byte_source& source, std::uint64_t from, std::uint64_t to, std::uint64_t length) override {
     if (source.descriptor() < 0) return false;
     TENSORSMITH_CHECK(inside(to, length));
-    TENSORSMITH_TRY(const bool done, os::copy_range(source.descriptor(), from, file_, to, length, name_));
-    if (done) note_written(length);
-    return done;
+    return os::copy_range(source.descriptor(), from, file_, to, length, name_);
   }
 
   /// Waits until all bytes are on the disk.
@@ -1357,17 +1365,9 @@ class output_file final : public byte_sink {
                    .found = std::to_string(length) + " more"};
   }
 
-  /// The disk gets to work while the rest is still being computed: the final sync then waits for the last stretch only.
-  void note_written(std::uint64_t bytes) noexcept {
-    constexpr std::uint64_t stretch = std::uint64_t{64} << 20;
-    const std::uint64_t before = written_.fetch_add(bytes, std::memory_order_relaxed);
-    if (before / stretch != (before + bytes) / stretch) start_writeback();
-  }
-
   os::descriptor file_;
   std::string path_, name_;
   std::uint64_t size_;
-  std::atomic<std::uint64_t> written_{0};
 };
 
 TENSORSMITH_END_NAMESPACE
@@ -2227,10 +2227,11 @@ class stored_recipe final : public recipe {
     switch (layout_) {
       case layout::contiguous: return {0, 1, 0, bits_of(info_.type) < 8 ? 8 / std::gcd(bits_of(info_.type), std::size_t{8}) : 1};
       case layout::transposed: {
-        // Panels of full source rows; as many as make 4 MiB, so that tall matrices stay within a thread's share of memory,
-        // at most 1024 (segments of 4 KiB in f32 no longer speed up the writes), at least 256.
-        const std::size_t row = std::max<std::size_t>(1, byte_count(info_.type, all.rows));
-        return {0, all.rows, 0, std::clamp<std::size_t>((std::size_t{4} << 20) / row / 64 * 64, 256, 1024)};
+        // Full rows of output, so that writes are long; each takes a piece of every source row. Pieces of 1 KiB cost a third of
+        // what the copy costs; bands above 16 MiB would need too much memory in each thread.
+        const std::size_t element = bits_of(info_.type) / 8, row = std::max<std::size_t>(1, all.cols * element);
+        const std::size_t pieces = 1024 / element, affordable = (std::size_t{16} << 20) / row / 16 * 16;
+        return {0, std::clamp<std::size_t>(affordable, 16, pieces), 0, all.cols};
       }
       case layout::row_local: return {0, 1, 0, all.cols};
       case layout::scattered: return {0, all.rows, 0, all.cols};
@@ -2238,7 +2239,12 @@ class stored_recipe final : public recipe {
     return {0, 1, 0, 1};
   }
 
-  result<void> prepare(const job& run) override { return check_ ? check_->verify(run) : result<void>{}; }
+  result<void> prepare(const job& run) override {
+    if (check_) TENSORSMITH_CHECK(check_->verify(run));
+    if (layout_ == layout::transposed)  // read in pieces all over it: have it fetched in one go
+      file_->will_need(offset_, span_elements(0) * bits_of(info_.type) / 8);
+    return {};
+  }
 
   result<view> load(region r, scratch& work) const override {
     if (layout_ != layout::contiguous) return recipe::load(r, work);
@@ -5969,7 +5975,7 @@ class torch_zip_reader {
     if (storages > 0)
       notes_.push_back(
           {note::level::info, file(),
-           std::to_string(storages) + " storages (" + std::to_string(bytes) + " bytes) belong to no tensor that is read."});
+           std::to_string(storages) + (storages == 1 ? " storage (" : " storages (") + std::to_string(bytes) + " bytes) for no tensor that is read"});
     if (others > 0)
       notes_.push_back({note::level::warning, file(),
                         std::to_string(others) + " entries of the archive are not part of a checkpoint and were ignored, first " +
@@ -6900,7 +6906,6 @@ struct tile_grid {
   std::size_t down = 0, across = 0;          // tiles
   std::size_t tile_bytes = 0;                // of output 0
   std::size_t element_bits = 0;              // of all outputs that are kept
-  std::optional<stored_bytes> stored;        // output 0 can be copied as it lies
 
   std::size_t count() const noexcept { return down * across; }
   region at(std::size_t index) const noexcept {
@@ -6922,7 +6927,6 @@ inline tile_grid plan_tiles(const placement& p, std::size_t tile_bytes) {
   const std::size_t bits = bits_of(source.outputs()[0].type);
   for (std::size_t k = 0; k < p.slots.size(); ++k)
     if (p.slots[k].sink) grid.element_bits += bits_of(source.outputs()[k].type);
-  if (source.outputs().size() == 1 && p.slots[0].sink) grid.stored = source.stored();
   if (grid.all.rows == 0 || grid.all.cols == 0) {
     grid.down = grid.across = 1;  // an empty tensor still is prepared once
     return grid;
@@ -7409,10 +7413,6 @@ class execution {
     if (r.elements() == 0) return {};
     if (source.outputs().size() == 1) {
       if (!p.slots[0].sink) return {};
-      if (grid.stored) {
-        TENSORSMITH_TRY(const bool copied, copy_stored(p, grid, r));
-        if (copied) return {};
-      }
       TENSORSMITH_TRY(const view bytes, source.load(r, memory));
       return write_region(p.slots[0], source.outputs()[0], r, bytes);
     }
@@ -7428,14 +7428,6 @@ class execution {
         TENSORSMITH_CHECK(write_region(p.slots[k], source.outputs()[k], source.output_region(k, r),
                                        {tiles[k].data, tiles[k].pitch}));
     return {};
-  }
-
-  static result<bool> copy_stored(const placement& p, const tile_grid& grid, region r) {
-    const tensor_info& info = p.source->outputs()[0];
-    if (r.cols != grid.all.cols && grid.all.rows != 1) return false;
-    const std::uint64_t first = byte_count(info.type, r.row * grid.all.cols + r.col);
-    return p.slots[0].sink->copy_from(*grid.stored->source, grid.stored->offset + first, p.slots[0].offset + first,
-                                      byte_count(info.type, r.elements()));
   }
 
   static result<void> write_region(const output_slot& slot, const tensor_info& info, region r, view bytes) {

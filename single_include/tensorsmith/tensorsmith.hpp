@@ -390,6 +390,8 @@ class byte_source {
   virtual const std::string& name() const noexcept = 0;
   /// Fills `out` from `offset`. @fails io (system call), malformed (fewer bytes than asked for).
   virtual result<void> read_at(std::uint64_t offset, std::span<std::byte> out) const = 0;
+  /// Says that a range will be read soon, in no order. Advisory.
+  virtual void will_need(std::uint64_t /*offset*/, std::uint64_t /*length*/) const noexcept {}
   /// The open file descriptor of a plain file, or -1.
   virtual int descriptor() const noexcept { return -1; }
   /// Asked before publishing what was read from here. @fails integrity if the bytes may have changed since the source was opened.
@@ -2569,6 +2571,33 @@ class type_inference {
 TENSORSMITH_END_NAMESPACE
 #endif  // TENSORSMITH_HAS_GRAPH_SHAPES_HPP
 
+#ifndef TENSORSMITH_HAS_GRAPH_UNIQUE_NAMES_HPP
+#define TENSORSMITH_HAS_GRAPH_UNIQUE_NAMES_HPP
+// tensorsmith/graph/unique_names.hpp: the one authority on which names are free in a graph.
+
+TENSORSMITH_BEGIN_NAMESPACE
+
+/// Hands out names that are free: the wanted one, or with _1, _2, … behind it.
+class unique_names {
+ public:
+  std::string take(std::string wanted) {
+    if (taken_.insert(wanted).second) return wanted;
+    std::size_t& last = last_[wanted];
+    for (;;) {
+      std::string name = wanted + '_' + std::to_string(++last);
+      if (taken_.insert(name).second) return name;
+    }
+  }
+  bool taken(const std::string& name) const { return taken_.count(name) != 0; }
+
+ private:
+  std::unordered_set<std::string> taken_;
+  std::unordered_map<std::string, std::size_t> last_;
+};
+
+TENSORSMITH_END_NAMESPACE
+#endif  // TENSORSMITH_HAS_GRAPH_UNIQUE_NAMES_HPP
+
 #ifndef TENSORSMITH_HAS_CORE_CONVERT_HPP
 #define TENSORSMITH_HAS_CORE_CONVERT_HPP
 // tensorsmith/core/convert.hpp: bulk conversion between floating-point element types.
@@ -2760,24 +2789,6 @@ TENSORSMITH_END_NAMESPACE
 // that do not fit) is kept: later calls do nothing, and `finish` returns the first one. So architecture code reads like a model.
 
 TENSORSMITH_BEGIN_NAMESPACE
-
-/// Hands out names that are free: the wanted one, or with _1, _2, … behind it.
-class unique_names {
- public:
-  std::string take(std::string wanted) {
-    if (taken_.insert(wanted).second) return wanted;
-    std::size_t& last = last_[wanted];
-    for (;;) {
-      std::string name = wanted + '_' + std::to_string(++last);
-      if (taken_.insert(name).second) return name;
-    }
-  }
-  bool taken(const std::string& name) const { return taken_.count(name) != 0; }
-
- private:
-  std::unordered_set<std::string> taken_;
-  std::unordered_map<std::string, std::size_t> last_;
-};
 
 /// Builds one graph. Weights are cast to the compute type; every other value has the type its operator gives it.
 class graph_builder {
@@ -3368,8 +3379,8 @@ class graph_emitter {
  public:
   explicit graph_emitter(graph& model) : model_(model) {
     nodes_.reserve(model.nodes.size() * 3);
-    for (const value& v : model.values) value_names_.insert(v.name);
-    for (const node& n : model.nodes) node_names_.insert(n.name);
+    for (const value& v : model.values) value_names_.take(v.name);
+    for (const node& n : model.nodes) node_names_.take(n.name);
     for (const initializer& i : model.initializers)
       if (const auto* c = std::get_if<constant>(&i.data)) known_.emplace(key_of(*c), i.value);
   }
@@ -3391,8 +3402,8 @@ class graph_emitter {
   /// Adds a node with one output of the given type and shape and returns that output.
   value_id emit(std::string_view op, std::vector<value_id> inputs, dtype type, dims shape,
                 std::vector<attribute> attributes = {}) {
-    std::string name = fresh(node_names_, prefix_ + "/" + std::string(op));
-    const value_id out = model_.add({fresh(value_names_, name + "_output_0"), type, std::move(shape)});
+    std::string name = node_names_.take(prefix_ + "/" + std::string(op));
+    const value_id out = model_.add({value_names_.take(name + "_output_0"), type, std::move(shape)});
     push(op, std::move(name), std::move(inputs), {out}, std::move(attributes));
     return out;
   }
@@ -3400,11 +3411,11 @@ class graph_emitter {
   /// Adds a node that writes existing values: the last of a replacement.
   void emit_into(std::vector<value_id> outputs, std::string_view op, std::vector<value_id> inputs,
                  std::vector<attribute> attributes = {}) {
-    std::string name = fresh(node_names_, prefix_ + "/" + std::string(op));
+    std::string name = node_names_.take(prefix_ + "/" + std::string(op));
     for (std::size_t k = 0; k < outputs.size(); ++k) {  // a value that was named after the composite gets the new node's name
       std::string& old = model_[outputs[k]].name;
       const std::string ending = "_output_" + std::to_string(k);
-      if (old == replaced_ + ending) old = fresh(value_names_, name + ending);
+      if (old == replaced_ + ending) old = value_names_.take(name + ending);
     }
     push(op, std::move(name), std::move(inputs), std::move(outputs), std::move(attributes));
   }
@@ -3420,10 +3431,10 @@ class graph_emitter {
   /// Adds a node with several outputs.
   std::vector<value_id> emit_many(std::string_view op, std::vector<value_id> inputs, dtype type, const std::vector<dims>& shapes,
                                   std::vector<attribute> attributes = {}) {
-    std::string name = fresh(node_names_, prefix_ + "/" + std::string(op));
+    std::string name = node_names_.take(prefix_ + "/" + std::string(op));
     std::vector<value_id> outs;
     for (std::size_t k = 0; k < shapes.size(); ++k)
-      outs.push_back(model_.add({fresh(value_names_, name + "_output_" + std::to_string(k)), type, shapes[k]}));
+      outs.push_back(model_.add({value_names_.take(name + "_output_" + std::to_string(k)), type, shapes[k]}));
     push(op, std::move(name), std::move(inputs), outs, std::move(attributes));
     return outs;
   }
@@ -3434,7 +3445,7 @@ class graph_emitter {
     if (const auto at = known_.find(key); at != known_.end()) return at->second;
     dims shape;
     for (const std::size_t extent : c.shape) shape.emplace_back(extent);
-    const value_id id = model_.add({fresh(value_names_, "constant_" + std::to_string(held_++)), c.type, std::move(shape)});
+    const value_id id = model_.add({value_names_.take("constant_" + std::to_string(held_++)), c.type, std::move(shape)});
     known_.emplace(std::move(key), id);
     model_.initializers.push_back({id, std::move(c)});
     return id;
@@ -3466,7 +3477,7 @@ class graph_emitter {
   value_id hold_weights(std::string name, tensor_ref tensor) {
     dims shape;
     for (const std::size_t extent : tensor.shape()) shape.emplace_back(extent);
-    const value_id id = model_.add({fresh(value_names_, std::move(name)), tensor.type(), std::move(shape)});
+    const value_id id = model_.add({value_names_.take(std::move(name)), tensor.type(), std::move(shape)});
     model_.initializers.push_back({id, std::move(tensor)});
     return id;
   }
@@ -3490,21 +3501,11 @@ class graph_emitter {
     nodes_.push_back(
         {std::string(op), std::move(name), module_, "", std::move(inputs), std::move(outputs), std::move(attributes)});
   }
-  /// `wanted`, or `wanted_1`, `wanted_2`, … if it is taken; takes it.
-  std::string fresh(std::unordered_set<std::string>& taken, std::string wanted) {
-    if (taken.insert(wanted).second) return wanted;
-    std::size_t& next = suffixes_[wanted];
-    std::string name;
-    do name = wanted + "_" + std::to_string(++next);
-    while (!taken.insert(name).second);
-    return name;
-  }
 
   graph& model_;
   std::vector<node> nodes_;
   std::string prefix_, module_, replaced_;
-  std::unordered_set<std::string> value_names_, node_names_;
-  std::unordered_map<std::string, std::size_t> suffixes_;
+  unique_names value_names_, node_names_;
   std::map<constant_key, value_id> known_;
   std::map<std::string, value_id> shared_;
   std::size_t held_ = 0;
@@ -3522,9 +3523,9 @@ TENSORSMITH_BEGIN_NAMESPACE
 
 /// How graphs are lowered for ONNX Runtime.
 struct ort_options {
-  int opset = 17;                    ///< ONNX operator set, 14 to 21
-  bool keep_stored_weights =
-      false;  ///< leave linear weights as they are stored and add Transpose nodes (for external data in place)
+  int opset = 17;  ///< ONNX operator set, 14 to 21
+  /// Leave weights as they are stored and add Transpose and Cast nodes: for external data that stays in place.
+  bool keep_stored_weights = false;
 };
 
 namespace detail {
@@ -7343,6 +7344,15 @@ inline bool clone_file(const descriptor& from, const descriptor& to) noexcept {
 #endif
 }
 
+/// Tells the system that a range will be read soon. Advisory.
+inline void will_need(const descriptor& file, std::uint64_t offset, std::uint64_t bytes) noexcept {
+#if defined(__linux__)
+  (void)::posix_fadvise(file.get(), static_cast<::off_t>(offset), static_cast<::off_t>(bytes), POSIX_FADV_WILLNEED);
+#else
+  (void)file, (void)offset, (void)bytes;
+#endif
+}
+
 /// Starts writing a range to the disk without waiting. Advisory: errors show in `synchronize`.
 inline void start_writeback(const descriptor& file, std::uint64_t offset, std::uint64_t bytes) noexcept {
 #if defined(__linux__)
@@ -7634,6 +7644,7 @@ class file_source final : public byte_source {
   std::uint64_t size() const noexcept override { return status_.size; }
   const std::string& name() const noexcept override { return name_; }
   int descriptor() const noexcept override { return file_.get(); }
+  void will_need(std::uint64_t offset, std::uint64_t length) const noexcept override { os::will_need(file_, offset, length); }
   /// Its status when it was opened.
   const os::file_status& status() const noexcept { return status_; }
 
@@ -7764,17 +7775,13 @@ class output_file final : public byte_sink {
 
   result<void> write_at(std::uint64_t offset, std::span<const std::byte> bytes) override {
     TENSORSMITH_CHECK(inside(offset, bytes.size()));
-    TENSORSMITH_CHECK(os::write_all(file_, offset, bytes, name_));
-    note_written(bytes.size());
-    return {};
+    return os::write_all(file_, offset, bytes, name_);
   }
 
   result<bool> copy_from(const byte_source& source, std::uint64_t from, std::uint64_t to, std::uint64_t length) override {
     if (source.descriptor() < 0) return false;
     TENSORSMITH_CHECK(inside(to, length));
-    TENSORSMITH_TRY(const bool done, os::copy_range(source.descriptor(), from, file_, to, length, name_));
-    if (done) note_written(length);
-    return done;
+    return os::copy_range(source.descriptor(), from, file_, to, length, name_);
   }
 
   /// Waits until all bytes are on the disk.
@@ -7800,17 +7807,9 @@ class output_file final : public byte_sink {
                    .found = std::to_string(length) + " more"};
   }
 
-  /// The disk gets to work while the rest is still being computed: the final sync then waits for the last stretch only.
-  void note_written(std::uint64_t bytes) noexcept {
-    constexpr std::uint64_t stretch = std::uint64_t{64} << 20;
-    const std::uint64_t before = written_.fetch_add(bytes, std::memory_order_relaxed);
-    if (before / stretch != (before + bytes) / stretch) start_writeback();
-  }
-
   os::descriptor file_;
   std::string path_, name_;
   std::uint64_t size_;
-  std::atomic<std::uint64_t> written_{0};
 };
 
 TENSORSMITH_END_NAMESPACE
@@ -8267,10 +8266,11 @@ class stored_recipe final : public recipe {
     switch (layout_) {
       case layout::contiguous: return {0, 1, 0, bits_of(info_.type) < 8 ? 8 / std::gcd(bits_of(info_.type), std::size_t{8}) : 1};
       case layout::transposed: {
-        // Panels of full source rows; as many as make 4 MiB, so that tall matrices stay within a thread's share of memory,
-        // at most 1024 (segments of 4 KiB in f32 no longer speed up the writes), at least 256.
-        const std::size_t row = std::max<std::size_t>(1, byte_count(info_.type, all.rows));
-        return {0, all.rows, 0, std::clamp<std::size_t>((std::size_t{4} << 20) / row / 64 * 64, 256, 1024)};
+        // Full rows of output, so that writes are long; each takes a piece of every source row. Pieces of 1 KiB cost a third of
+        // what the copy costs; bands above 16 MiB would need too much memory in each thread.
+        const std::size_t element = bits_of(info_.type) / 8, row = std::max<std::size_t>(1, all.cols * element);
+        const std::size_t pieces = 1024 / element, affordable = (std::size_t{16} << 20) / row / 16 * 16;
+        return {0, std::clamp<std::size_t>(affordable, 16, pieces), 0, all.cols};
       }
       case layout::row_local: return {0, 1, 0, all.cols};
       case layout::scattered: return {0, all.rows, 0, all.cols};
@@ -8278,7 +8278,12 @@ class stored_recipe final : public recipe {
     return {0, 1, 0, 1};
   }
 
-  result<void> prepare(const job& run) override { return check_ ? check_->verify(run) : result<void>{}; }
+  result<void> prepare(const job& run) override {
+    if (check_) TENSORSMITH_CHECK(check_->verify(run));
+    if (layout_ == layout::transposed)  // read in pieces all over it: have it fetched in one go
+      file_->will_need(offset_, span_elements(0) * bits_of(info_.type) / 8);
+    return {};
+  }
 
   result<view> load(region r, scratch& work) const override {
     if (layout_ != layout::contiguous) return recipe::load(r, work);
@@ -11940,7 +11945,7 @@ class torch_zip_reader {
     if (storages > 0)
       notes_.push_back(
           {note::level::info, file(),
-           std::to_string(storages) + " storages (" + std::to_string(bytes) + " bytes) belong to no tensor that is read."});
+           std::to_string(storages) + (storages == 1 ? " storage (" : " storages (") + std::to_string(bytes) + " bytes) for no tensor that is read"});
     if (others > 0)
       notes_.push_back({note::level::warning, file(),
                         std::to_string(others) + " entries of the archive are not part of a checkpoint and were ignored, first " +
@@ -14919,8 +14924,7 @@ namespace detail {
 inline constexpr std::uint64_t onnx_inline_below = 1024;      // the onnx package's own threshold for external data
 inline constexpr std::uint64_t onnx_alignment = 4096;         // a page: lets readers map tensors
 inline constexpr std::uint64_t onnx_largest_file = std::numeric_limits<std::int32_t>::max();  // protobuf's limit on a message
-inline constexpr std::uint64_t onnx_inline_unstored =
-    65536;  // in place: weights that are not stored as needed but small enough to hold
+inline constexpr std::uint64_t onnx_inline_unstored = 65536;  // in place: not stored as needed, but small enough to hold
 
 /// Where one weight tensor goes.
 struct planned_weight {
@@ -15383,7 +15387,6 @@ struct tile_grid {
   std::size_t down = 0, across = 0;          // tiles
   std::size_t tile_bytes = 0;                // of output 0
   std::size_t element_bits = 0;              // of all outputs that are kept
-  std::optional<stored_bytes> stored;        // output 0 can be copied as it lies
 
   std::size_t count() const noexcept { return down * across; }
   region at(std::size_t index) const noexcept {
@@ -15405,7 +15408,6 @@ inline tile_grid plan_tiles(const placement& p, std::size_t tile_bytes) {
   const std::size_t bits = bits_of(source.outputs()[0].type);
   for (std::size_t k = 0; k < p.slots.size(); ++k)
     if (p.slots[k].sink) grid.element_bits += bits_of(source.outputs()[k].type);
-  if (source.outputs().size() == 1 && p.slots[0].sink) grid.stored = source.stored();
   if (grid.all.rows == 0 || grid.all.cols == 0) {
     grid.down = grid.across = 1;  // an empty tensor still is prepared once
     return grid;
@@ -15892,10 +15894,6 @@ class execution {
     if (r.elements() == 0) return {};
     if (source.outputs().size() == 1) {
       if (!p.slots[0].sink) return {};
-      if (grid.stored) {
-        TENSORSMITH_TRY(const bool copied, copy_stored(p, grid, r));
-        if (copied) return {};
-      }
       TENSORSMITH_TRY(const view bytes, source.load(r, memory));
       return write_region(p.slots[0], source.outputs()[0], r, bytes);
     }
@@ -15911,14 +15909,6 @@ class execution {
         TENSORSMITH_CHECK(write_region(p.slots[k], source.outputs()[k], source.output_region(k, r),
                                        {tiles[k].data, tiles[k].pitch}));
     return {};
-  }
-
-  static result<bool> copy_stored(const placement& p, const tile_grid& grid, region r) {
-    const tensor_info& info = p.source->outputs()[0];
-    if (r.cols != grid.all.cols && grid.all.rows != 1) return false;
-    const std::uint64_t first = byte_count(info.type, r.row * grid.all.cols + r.col);
-    return p.slots[0].sink->copy_from(*grid.stored->source, grid.stored->offset + first, p.slots[0].offset + first,
-                                      byte_count(info.type, r.elements()));
   }
 
   static result<void> write_region(const output_slot& slot, const tensor_info& info, region r, view bytes) {
