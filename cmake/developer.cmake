@@ -21,6 +21,10 @@ endif()
 add_library(tensorsmith_developer INTERFACE)
 target_link_libraries(tensorsmith_developer INTERFACE tensorsmith::tensorsmith)
 target_compile_options(tensorsmith_developer INTERFACE -Wall -Wextra -Wpedantic -Wconversion -Wshadow)
+# GCC 13 and newer take a reference found by name for one to the name.
+if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU" AND CMAKE_CXX_COMPILER_VERSION VERSION_GREATER_EQUAL 13)
+  target_compile_options(tensorsmith_developer INTERFACE -Wno-dangling-reference)
+endif()
 # Every target gets every library, so that one list serves all; those that a program does not use are not linked.
 if(CMAKE_SYSTEM_NAME STREQUAL "Linux")
   target_link_options(tensorsmith_developer INTERFACE -Wl,--as-needed)
