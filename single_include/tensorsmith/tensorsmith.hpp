@@ -5374,6 +5374,14 @@ class stable_diffusion_builder {
                    .found = std::string(name_of(usable(io_.io_float) ? *options_.dtype : io_.io_float))};
   }
 
+  /// Floating tensors that are stored neither as most of them are nor as the graph computes.
+  static std::size_t minority_types(const catalog& weights, dtype stored, dtype compute) {
+    std::size_t count = 0;
+    for (const catalog_entry& e : weights.entries())
+      count += is_floating(e.tensor.type()) && e.tensor.type() != stored && e.tensor.type() != compute;
+    return count;
+  }
+
   /// What a component computes in: as asked, or as stored.
   dtype compute_of(const component& c) {
     const dtype stored = most_common_float(c.weights);
@@ -5382,6 +5390,9 @@ class stable_diffusion_builder {
       run_.info(c.name, "its " + std::string(name_of(stored)) + " weights become f32, because ONNX runtimes compute in f32 or f16");
       compute = dtype::f32;
     }
+    if (const std::size_t others = minority_types(c.weights, stored, compute); others != 0 && !options_.dtype)
+      run_.info(c.name, std::to_string(others) + " tensors of other types than " + std::string(name_of(stored)) + " become " +
+                            std::string(name_of(compute)));
     // force_upcast is about SDXL's autoencoder, whose activations overflow f16. diffusers' default is true, so re-saved SD 1 and 2
     // folders say so, too; their pipelines do not look at it, and nor do we.
     const json_value* upcast = c.config.find("force_upcast");

@@ -68,6 +68,16 @@ TEST_CASE("a cast in the chain decides what the graphs compute in", "[stage]") {
   CHECK(model.opset_import(0).version() == 15);
 }
 
+TEST_CASE("weights that stay behind a cast are said to follow the rest of their component", "[stage]") {
+  const auto built = ts::open<diffusers_folder>(support::data("sd2_v/diffusers").string())
+                   | ts::cast<f32>(ts::keep{"*norm*"})
+                   | ts::build<sd21>();
+  REQUIRE(built);
+  bool said = false;
+  for (const ts::note& n : built.notes()) said = said || (n.subject == "unet" && n.text.find("tensors of other types than f32 become f32") != std::string::npos);
+  CHECK(said);
+}
+
 TEST_CASE("the first failure ends a chain and nothing is written", "[stage]") {
   const support::temp_folder out;
   const auto opened = ts::open<safetensors_file>(support::data("nothing.safetensors").string()) | ts::build<sd15>() | ts::lower_to<ort>() |
