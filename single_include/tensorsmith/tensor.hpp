@@ -1134,10 +1134,6 @@ class byte_sink {
   virtual const std::string& name() const noexcept = 0;
   /// Writes all of `bytes` at `offset`. @fails io, no_space.
   virtual result<void> write_at(std::uint64_t offset, std::span<const std::byte> bytes) = 0;
-  /// Copies a range inside the kernel. True: done. False: not possible here, use read_at and write_at. @fails io, no_space.
-  virtual result<bool> copy_from(const byte_source&, std::uint64_t /*from*/, std::uint64_t /*to*/, std::uint64_t /*length*/) {
-    return false;
-  }
 };
 
 /// A source over owned bytes.
@@ -1336,7 +1332,8 @@ class output_file final : public byte_sink {
     return os::write_all(file_, offset, bytes, name_);
   }
 
-  result<bool> copy_from(const byte_source& source, std::uint64_t from, std::uint64_t to, std::uint64_t length) override {
+  /// Copies a range inside the kernel. True: done. False: not possible here, use read_at and write_at. @fails io, no_space
+  result<bool> copy_from(const byte_source& source, std::uint64_t from, std::uint64_t to, std::uint64_t length) {
     if (source.descriptor() < 0) return false;
     TENSORSMITH_CHECK(inside(to, length));
     return os::copy_range(source.descriptor(), from, file_, to, length, name_);
@@ -1957,7 +1954,7 @@ class recipe {
   virtual result<void> produce(region r, std::span<const tile> tiles, scratch& work) const = 0;
   /// Frees what prepare allocated. Called once after the last tile, also after a failure.
   virtual void release() noexcept {}
-  /// Where output 0 lies stored, contiguous and unchanged, if it does: lets writers copy in the kernel or refer to it.
+  /// Where output 0 lies stored, contiguous and unchanged, if it does: lets writers refer to it.
   virtual std::optional<stored_bytes> stored() const { return std::nullopt; }
 
   /// The same tensor seen otherwise, if that costs nothing at run time (strides change, a cast moves outwards); else nullptr.

@@ -408,10 +408,6 @@ class byte_sink {
   virtual const std::string& name() const noexcept = 0;
   /// Writes all of `bytes` at `offset`. @fails io, no_space.
   virtual result<void> write_at(std::uint64_t offset, std::span<const std::byte> bytes) = 0;
-  /// Copies a range inside the kernel. True: done. False: not possible here, use read_at and write_at. @fails io, no_space.
-  virtual result<bool> copy_from(const byte_source&, std::uint64_t /*from*/, std::uint64_t /*to*/, std::uint64_t /*length*/) {
-    return false;
-  }
 };
 
 /// A source over owned bytes.
@@ -665,7 +661,7 @@ class recipe {
   virtual result<void> produce(region r, std::span<const tile> tiles, scratch& work) const = 0;
   /// Frees what prepare allocated. Called once after the last tile, also after a failure.
   virtual void release() noexcept {}
-  /// Where output 0 lies stored, contiguous and unchanged, if it does: lets writers copy in the kernel or refer to it.
+  /// Where output 0 lies stored, contiguous and unchanged, if it does: lets writers refer to it.
   virtual std::optional<stored_bytes> stored() const { return std::nullopt; }
 
   /// The same tensor seen otherwise, if that costs nothing at run time (strides change, a cast moves outwards); else nullptr.
@@ -7789,7 +7785,8 @@ class output_file final : public byte_sink {
     return os::write_all(file_, offset, bytes, name_);
   }
 
-  result<bool> copy_from(const byte_source& source, std::uint64_t from, std::uint64_t to, std::uint64_t length) override {
+  /// Copies a range inside the kernel. True: done. False: not possible here, use read_at and write_at. @fails io, no_space
+  result<bool> copy_from(const byte_source& source, std::uint64_t from, std::uint64_t to, std::uint64_t length) {
     if (source.descriptor() < 0) return false;
     TENSORSMITH_CHECK(inside(to, length));
     return os::copy_range(source.descriptor(), from, file_, to, length, name_);
@@ -14548,7 +14545,8 @@ TENSORSMITH_END_NAMESPACE
 
 TENSORSMITH_BEGIN_NAMESPACE
 
-/// Lowers every graph of a bundle for ONNX Runtime.
+/// Lowers every graph of a bundle by the overload `lower(Target, …)`; a target without one of its own gets its fallback's.
+template <class Target>
 struct lower_stage {
   using input = bundle;
   using output = bundle;
@@ -14556,12 +14554,12 @@ struct lower_stage {
 
   ort_options options;
 
-  result<bundle> run(bundle in, job& run) const { return lower_to_ort(std::move(in), options, run); }
+  result<bundle> run(bundle in, job& run) const { return lower(Target{}, std::move(in), options, run); }
 };
 
 /// Stage: graphs in the operators of `Target`. @fails usage (operator set), internal
 template <class Target>
-lower_stage lower_to(ort_options options = {}) {
+lower_stage<Target> lower_to(ort_options options = {}) {
   static_assert(ort_target<Target>,
                 "tensorsmith: lower_to<Target> needs a target tag such as tags::ort_cpu; formats belong into write<…>, architectures into build<…>");
   return {options};

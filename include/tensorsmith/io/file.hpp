@@ -164,7 +164,8 @@ class output_file final : public byte_sink {
     return os::write_all(file_, offset, bytes, name_);
   }
 
-  result<bool> copy_from(const byte_source& source, std::uint64_t from, std::uint64_t to, std::uint64_t length) override {
+  /// Copies a range inside the kernel. True: done. False: not possible here, use read_at and write_at. @fails io, no_space
+  result<bool> copy_from(const byte_source& source, std::uint64_t from, std::uint64_t to, std::uint64_t length) {
     if (source.descriptor() < 0) return false;
     TENSORSMITH_CHECK(inside(to, length));
     return os::copy_range(source.descriptor(), from, file_, to, length, name_);

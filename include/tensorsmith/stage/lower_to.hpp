@@ -14,7 +14,8 @@
 
 TENSORSMITH_BEGIN_NAMESPACE
 
-/// Lowers every graph of a bundle for ONNX Runtime.
+/// Lowers every graph of a bundle by the overload `lower(Target, …)`; a target without one of its own gets its fallback's.
+template <class Target>
 struct lower_stage {
   using input = bundle;
   using output = bundle;
@@ -22,12 +23,12 @@ struct lower_stage {
 
   ort_options options;
 
-  result<bundle> run(bundle in, job& run) const { return lower_to_ort(std::move(in), options, run); }
+  result<bundle> run(bundle in, job& run) const { return lower(Target{}, std::move(in), options, run); }
 };
 
 /// Stage: graphs in the operators of `Target`. @fails usage (operator set), internal
 template <class Target>
-lower_stage lower_to(ort_options options = {}) {
+lower_stage<Target> lower_to(ort_options options = {}) {
   static_assert(ort_target<Target>,
                 "tensorsmith: lower_to<Target> needs a target tag such as tags::ort_cpu; formats belong into write<…>, architectures into build<…>");
   return {options};

@@ -44,10 +44,6 @@ class byte_sink {
   virtual const std::string& name() const noexcept = 0;
   /// Writes all of `bytes` at `offset`. @fails io, no_space.
   virtual result<void> write_at(std::uint64_t offset, std::span<const std::byte> bytes) = 0;
-  /// Copies a range inside the kernel. True: done. False: not possible here, use read_at and write_at. @fails io, no_space.
-  virtual result<bool> copy_from(const byte_source&, std::uint64_t /*from*/, std::uint64_t /*to*/, std::uint64_t /*length*/) {
-    return false;
-  }
 };
 
 /// A source over owned bytes.

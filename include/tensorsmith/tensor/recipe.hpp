@@ -104,7 +104,7 @@ class recipe {
   virtual result<void> produce(region r, std::span<const tile> tiles, scratch& work) const = 0;
   /// Frees what prepare allocated. Called once after the last tile, also after a failure.
   virtual void release() noexcept {}
-  /// Where output 0 lies stored, contiguous and unchanged, if it does: lets writers copy in the kernel or refer to it.
+  /// Where output 0 lies stored, contiguous and unchanged, if it does: lets writers refer to it.
   virtual std::optional<stored_bytes> stored() const { return std::nullopt; }
 
   /// The same tensor seen otherwise, if that costs nothing at run time (strides change, a cast moves outwards); else nullptr.
