@@ -15826,8 +15826,7 @@ class execution {
     std::unique_lock lock(mutex_);
     for (;;) {
       if (!failed_ && run_.cancelled())
-        fail({0, 0, false}, failure{.code = errc::cancelled, .what = "cancelled; nothing was written"});
-      if (failed_) return false;
+        fail({0, 0, true}, failure{.code = errc::cancelled, .what = "cancelled; nothing was written"});
       if (find_work(out)) return true;
       if (busy_ == 0) return false;
       wake_.wait(lock);
@@ -15838,6 +15837,7 @@ class execution {
     while (front_ < states_.size() && states_[front_].stage == phase::done) ++front_;
     for (std::size_t i = front_; i < states_.size(); ++i) {
       state& s = states_[i];
+      if (!still_wanted(i, s.stage == phase::ready ? s.next + 1 : 0)) return false;
       if (s.stage == phase::ready && s.next < s.grid.count()) {
         out = {i, s.next++, false};
         ++s.open, ++busy_;
@@ -15884,8 +15884,11 @@ class execution {
     }
   }
 
-  /// The first error in (placement, tile) order wins: work is handed out in that order, so all that comes before a failure
-  /// is already under way and will still be counted.
+  /// After a failure only what comes before it in (placement, tile) order is still done: it may hold an earlier one.
+  bool still_wanted(std::size_t placement, std::size_t step) const noexcept { return !failed_ || std::pair(placement, step) < first_; }
+
+  /// The first error in (placement, tile) order wins. Threads run ahead of a placement that is still being prepared, so a later
+  /// error may be met first; see still_wanted.
   void fail(const item& at, failure error) {
     const auto key = std::pair(at.placement, at.prepare ? 0 : at.tile + 1);
     if (failed_ && first_ <= key) return;

@@ -2,6 +2,8 @@
 #include "tensorsmith/tensor/executor.hpp"
 
 #include <atomic>
+#include <chrono>
+#include <thread>
 
 #include "support/catch.hpp"
 #include "tensorsmith/tensor/cast.hpp"
@@ -53,7 +55,11 @@ class failing final : public ts::recipe {
   failing(std::size_t bad_row, std::string what, std::atomic<int>& balance)
       : bad_row_(bad_row), what_(std::move(what)), balance_(balance) {}
   std::span<const ts::tensor_info> outputs() const noexcept override { return {&info_, 1}; }
-  ts::result<void> prepare(const ts::job&) override { return ++balance_, ts::result<void>{}; }
+  ts::result<void> prepare(const ts::job&) override {
+    std::this_thread::sleep_for(std::chrono::milliseconds(delay_ms));
+    return ++balance_, ts::result<void>{};
+  }
+  int delay_ms = 0;
   void release() noexcept override { --balance_; }
   ts::result<void> produce(ts::region r, std::span<const ts::tile> tiles, ts::scratch&) const override {
     if (r.row <= bad_row_ && bad_row_ < r.row + r.rows) return ts::failure{.code = ts::errc::numeric, .what = what_};
@@ -124,6 +130,23 @@ TEST_CASE("the first error in order wins, whatever the threads do, and what was 
       CHECK(outcome.error().what == "first");
       CHECK(balance == 0);
     }
+}
+
+TEST_CASE("a later error met while an earlier placement is still being prepared does not hide the earlier one", "[tensor]") {
+  std::atomic<int> balance{0};
+  std::vector<std::byte> out(2 * 1024);
+  ts::memory_sink sink(out);
+  const auto slow = std::make_shared<failing>(40, "first", balance);
+  slow->delay_ms = 50;
+  const std::vector<ts::placement> all = {{slow, {{&sink, 0}}, "a"},
+                                          {std::make_shared<failing>(0, "second", balance), {{&sink, 1024}}, "b"}};
+  ts::job run;
+  run.threads = 2;
+  run.tile_bytes = 32;
+  const auto outcome = ts::execute(all, run);
+  REQUIRE_FALSE(outcome);
+  CHECK(outcome.error().what == "first");
+  CHECK(balance == 0);
 }
 
 TEST_CASE("a run can be cancelled from its own progress callback", "[tensor]") {
