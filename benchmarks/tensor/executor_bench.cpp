@@ -3,13 +3,10 @@
 // The executor from memory to memory: same-dtype copy, transpose, f32 → f16. Each row reports the bytes it reads a second and
 // `of_bare`: its speed as a ratio to the bare loop (memcpy, or the conversion kernel over one array) on the same bytes,
 // measured in this process by alternation with the work itself.
-#include <benchmark/benchmark.h>
-
-#include <chrono>
-#include <cstdio>
-#include <cstdlib>
+#include <thread>
 #include <vector>
 
+#include "support/measure.hpp"
 #include "tensorsmith/tensor/cast.hpp"
 #include "tensorsmith/tensor/executor.hpp"
 #include "tensorsmith/tensor/memory.hpp"
@@ -18,6 +15,8 @@
 namespace ts = tensorsmith;
 
 namespace {
+
+using measure::fail;
 
 constexpr std::size_t rows = 1280, cols = 5120, matrices = 8;  // 210 MB of f32: far larger than the caches
 
@@ -38,16 +37,7 @@ fixture& shared() {
   return f;
 }
 
-double seconds() {
-  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
-}
-
 enum class work { copy, transpose, half };
-
-void fail(const char* what) {
-  std::fprintf(stderr, "executor_bench: %s\n", what);
-  std::exit(1);
-}
 
 std::vector<ts::placement> plan(work kind, ts::memory_sink& sink) {
   std::vector<ts::placement> all;
@@ -97,18 +87,9 @@ void executor(benchmark::State& state, work kind) {
   run_bare(kind, run.threads);  // touches the pages
   if (!ts::execute(all, run)) fail("the run failed");
   verify(kind);
-  double ours = 0, bare = 0;
-  for (auto _ : state) {
-    const double start = seconds();
-    if (!ts::execute(all, run)) fail("the run failed");
-    const double middle = seconds();
-    run_bare(kind, run.threads);
-    ours += middle - start;
-    bare += seconds() - middle;
-    state.SetIterationTime(middle - start);
-  }
+  measure::alternate(
+      state, [&] { if (!ts::execute(all, run)) fail("the run failed"); }, [&] { run_bare(kind, run.threads); });
   state.SetBytesProcessed(static_cast<std::int64_t>(f.in.size()) * static_cast<std::int64_t>(state.iterations()));
-  state.counters["of_bare"] = bare / ours;
 }
 
 }  // namespace

@@ -26,6 +26,8 @@ struct limits {
   std::uint64_t config_bytes = 16u << 20;
   std::uint64_t index_bytes = 64u << 20;
   std::uint64_t tokenizer_bytes = 256u << 20;
+  std::uint64_t npy_header_bytes = 1u << 20;
+  std::uint64_t gguf_metadata_bytes = 256u << 20;  ///< key-value pairs and tensor infos: all before the data
   std::uint64_t pickle_bytes = 64u << 20;
   std::uint64_t pickle_opcodes = 5'000'000;
   std::uint64_t pickle_depth = 256;
@@ -56,7 +58,7 @@ struct job {
   tensorsmith::v0::limits limits;
   unsigned threads = 0;                        ///< 0: one per hardware thread
   std::size_t memory_bytes = 256u << 20;       ///< budget for tiles and whole-tensor recipes
-  std::size_t tile_bytes = 1u << 20;           ///< bytes of one tile (fits the L2 cache of current cores)
+  std::size_t tile_bytes = 256u << 10;         ///< bytes of one tile: it and what it becomes stay in the L2 cache (512 KiB to 2 MiB a core)
   std::function<void(const progress&)> on_progress;   ///< called from one thread at a time
   const std::atomic<bool>* cancel = nullptr;   ///< set to true from outside (a signal handler may) to stop
   std::vector<note> notes;                     ///< appended to by plan-time code; never by worker threads

@@ -30,6 +30,8 @@ class byte_source {
   virtual void will_need(std::uint64_t /*offset*/, std::uint64_t /*length*/) const noexcept {}
   /// The open file descriptor of a plain file, or -1.
   virtual int descriptor() const noexcept { return -1; }
+  /// True if the bytes are a plain file's, from its first to its last.
+  virtual bool in_file() const noexcept { return descriptor() >= 0; }
   /// Asked before publishing what was read from here. @fails integrity if the bytes may have changed since the source was opened.
   virtual result<void> check_unchanged() const { return {}; }
   /// The bytes where they lie if they are in memory already, else an empty span.
@@ -44,6 +46,8 @@ class byte_sink {
   virtual const std::string& name() const noexcept = 0;
   /// Writes all of `bytes` at `offset`. @fails io, no_space.
   virtual result<void> write_at(std::uint64_t offset, std::span<const std::byte> bytes) = 0;
+  /// The place of the bytes if they are plain memory, which may then be written directly, else an empty span.
+  virtual std::span<std::byte> resident() noexcept { return {}; }
 };
 
 /// A source over owned bytes.
@@ -73,6 +77,7 @@ class memory_sink final : public byte_sink {
  public:
   explicit memory_sink(std::span<std::byte> bytes, std::string name = "memory") : bytes_(bytes), name_(std::move(name)) {}
   const std::string& name() const noexcept override { return name_; }
+  std::span<std::byte> resident() noexcept override { return bytes_; }
   result<void> write_at(std::uint64_t offset, std::span<const std::byte> bytes) override {
     if (offset > bytes_.size() || bytes.size() > bytes_.size() - offset)
       return failure{.code = errc::internal, .what = "write past the planned end", .file = name_,

@@ -12,6 +12,7 @@
 #include <cstdint>
 #include <exception>
 #include <mutex>
+#include <optional>
 #include <span>
 #include <string>
 #include <thread>
@@ -181,21 +182,35 @@ class execution {
     if (r.elements() == 0) return {};
     if (source.outputs().size() == 1) {
       if (!p.slots[0].sink) return {};
+      if (const auto there = place_of(p.slots[0], source.outputs()[0], r))
+        return source.produce(r, std::span<const tile>(&*there, 1), memory);
       TENSORSMITH_TRY(const view bytes, source.load(r, memory));
       return write_region(p.slots[0], source.outputs()[0], r, bytes);
     }
     std::vector<tile> tiles(source.outputs().size());
+    std::vector<bool> placed(tiles.size(), false);
     for (std::size_t k = 0; k < tiles.size(); ++k) {
       const region part = source.output_region(k, r);
+      const auto there = p.slots[k].sink ? place_of(p.slots[k], source.outputs()[k], part) : std::nullopt;
+      placed[k] = there.has_value();
       const std::size_t pitch = byte_count(source.outputs()[k].type, part.cols);
-      tiles[k] = {memory.take(pitch * part.rows).data(), pitch};
+      tiles[k] = there ? *there : tile{memory.take(pitch * part.rows).data(), pitch};
     }
     TENSORSMITH_CHECK(source.produce(r, tiles, memory));
     for (std::size_t k = 0; k < tiles.size(); ++k)
-      if (p.slots[k].sink)
+      if (p.slots[k].sink && !placed[k])
         TENSORSMITH_CHECK(write_region(p.slots[k], source.outputs()[k], source.output_region(k, r),
                                        {tiles[k].data, tiles[k].pitch}));
     return {};
+  }
+
+  /// Where a region goes, if its sink is plain memory that holds the whole tensor: no copy is needed then.
+  static std::optional<tile> place_of(const output_slot& slot, const tensor_info& info, region r) {
+    const std::span<std::byte> memory = slot.sink->resident();
+    const std::uint64_t bytes = info.bytes();
+    if (slot.offset > memory.size() || bytes > memory.size() - slot.offset) return std::nullopt;
+    const std::size_t pitch = byte_count(info.type, plane_of(info.shape).cols);
+    return tile{memory.data() + slot.offset + r.row * pitch + byte_count(info.type, r.col), pitch};
   }
 
   static result<void> write_region(const output_slot& slot, const tensor_info& info, region r, view bytes) {
