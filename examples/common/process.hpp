@@ -19,9 +19,14 @@ namespace examples {
 namespace ts = tensorsmith;
 
 inline std::atomic<bool> stop_requested{false};
-static_assert(std::atomic<bool>::is_always_lock_free, "a signal handler may only touch lock-free atomics");
+inline std::atomic<int> stop_signal{0};  // which signal asked for it
+static_assert(std::atomic<bool>::is_always_lock_free && std::atomic<int>::is_always_lock_free,
+              "a signal handler may only touch lock-free atomics");
 
-extern "C" inline void examples_stop(int) { stop_requested.store(true, std::memory_order_relaxed); }
+extern "C" inline void examples_stop(int number) {
+  stop_signal.store(number, std::memory_order_relaxed);
+  stop_requested.store(true, std::memory_order_relaxed);
+}
 
 /// SIGINT, SIGTERM and SIGHUP ask for a clean end (a second one kills); a full file-size limit or a closed pipe becomes
 /// an error code of the call that met it.

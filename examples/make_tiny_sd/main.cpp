@@ -6,14 +6,9 @@
 //   make-tiny-sd tiny-sdxl --family sdxl --form diffusers
 //   make-tiny-sd sd15.ckpt --family sd1 --form ckpt --size full
 #include <cstdint>
-#include <cstdio>
-#include <exception>
-#include <new>
 #include <string>
 
-#include "../common/command_line.hpp"
-#include "../common/process.hpp"
-#include "../common/progress.hpp"
+#include "../common/program.hpp"
 #include "write_model.hpp"
 
 namespace {
@@ -41,10 +36,7 @@ void add_options(CLI::App& app, options& o) {
   app.add_flag("--force", o.force, "replace OUTPUT if it exists");
 }
 
-int fail(const ts::failure& error) {
-  std::fprintf(stderr, "make-tiny-sd: %s\n", error.message().c_str());
-  return ts::exit_code(error);
-}
+int fail(const ts::failure& error) { return examples::fail("make-tiny-sd", error); }
 
 int run_program(const options& o) {
   model_choice model;
@@ -72,19 +64,5 @@ int run_program(const options& o) {
 }  // namespace
 
 int main(int argc, char** argv) {
-  examples::open_standard_streams();
-  examples::install_signal_handlers();
-  CLI::App app("Writes a Stable Diffusion model with made-up weights.", "make-tiny-sd");
-  options o;
-  add_options(app, o);
-  const examples::parsed parsed = examples::parse(app, argc, argv);
-  if (parsed.help) return examples::print(*parsed.help) ? 0 : ts::exit_code(ts::errc::io);
-  if (!parsed.outcome) return fail(parsed.outcome.error());
-  try {
-    return run_program(o);
-  } catch (const std::bad_alloc&) {
-    return fail({.code = ts::errc::limit, .what = "out of memory"});
-  } catch (const std::exception& error) {
-    return fail({.code = ts::errc::internal, .what = error.what()});
-  }
+  return examples::run_main<options>("make-tiny-sd", "Writes a Stable Diffusion model with made-up weights.", argc, argv, add_options, run_program);
 }

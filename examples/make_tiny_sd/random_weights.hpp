@@ -1,12 +1,10 @@
 // SPDX-License-Identifier: MIT
 //
-// make_tiny_sd/random_weights.hpp: weights that are a function of (seed, tensor name, element index), and rows stacked from
-// several tensors.
+// make_tiny_sd/random_weights.hpp: weights that are a function of (seed, tensor name, element index).
 //
 // Nothing is drawn from a stream, so any thread can make any region, and a model is the same in every file format.
 #pragma once
 
-#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -94,52 +92,6 @@ class random_recipe final : public ts::recipe {
 
 inline ts::tensor_ref random_tensor(std::uint64_t seed, std::string_view name, ts::shape_type shape) {
   return {std::make_shared<random_recipe>(seed, name, std::move(shape)), 0};
-}
-
-/// Several tensors of equal row length, one below the other: how checkpoints store q, k and v.
-class stacked_recipe final : public ts::recipe {
- public:
-  explicit stacked_recipe(std::vector<ts::tensor_ref> parts) : parts_(std::move(parts)), info_(parts_[0].info()) {
-    info_.shape[0] = 0;
-    for (const ts::tensor_ref& part : parts_) info_.shape[0] += part.shape()[0];
-  }
-  std::span<const ts::tensor_info> outputs() const noexcept override { return {&info_, 1}; }
-
-  ts::result<void> prepare(const ts::job& run) override {
-    for (const ts::tensor_ref& part : parts_) TENSORSMITH_CHECK(part.source->prepare(run));
-    return {};
-  }
-  void release() noexcept override {
-    for (const ts::tensor_ref& part : parts_) part.source->release();
-  }
-
-  ts::result<void> produce(ts::region r, std::span<const ts::tile> tiles, ts::scratch& work) const override {
-    const bool flat = info_.shape.size() < 2;  // a vector's plane is one row: its parts lie beside each other
-    const std::size_t element = ts::bits_of(info_.type) / 8;
-    std::size_t start = 0;
-    for (const ts::tensor_ref& part : parts_) {
-      const std::size_t first = flat ? r.col : r.row, count = flat ? r.cols : r.rows, length = part.shape()[0];
-      const std::size_t from = std::max(first, start), to = std::min(first + count, start + length);
-      if (from < to) {
-        ts::region piece = r;
-        (flat ? piece.col : piece.row) = from - start;
-        (flat ? piece.cols : piece.rows) = to - from;
-        const ts::tile target{tiles[0].data + (from - first) * (flat ? element : tiles[0].pitch), tiles[0].pitch};
-        TENSORSMITH_CHECK(part.source->produce(piece, std::span<const ts::tile>(&target, 1), work));
-      }
-      start += length;
-    }
-    return {};
-  }
-
- private:
-  std::vector<ts::tensor_ref> parts_;
-  ts::tensor_info info_;
-};
-
-/// @pre same type and row length, grain of one element, at least one part
-inline ts::tensor_ref stacked(std::vector<ts::tensor_ref> parts) {
-  return {std::make_shared<stacked_recipe>(std::move(parts)), 0};
 }
 
 }  // namespace make_tiny_sd

@@ -28,14 +28,9 @@ inline ts::io_interface interface_of(const options& o) {
 }
 
 inline ts::open_options opening(const options& o) {
-  ts::open_options out;
-  out.model = o.model;
-  out.config_dir = o.config;
+  ts::open_options out = examples::opening_of(o);
   out.vae = o.vae;
-  out.tokenizer_dir = o.tokenizer;
-  out.ema = o.ema;
   out.image_size = o.image_size;
-  if (!o.prediction_type.empty()) out.prediction = o.prediction_type;
   out.components = o.components;
   return out;
 }

@@ -382,9 +382,9 @@ TEST_CASE("what the user says changes a folder's side files, nothing else does")
 TEST_CASE("files that are no models are refused") {
   const support::temp_folder folder;
   write(folder / "a.txt", "hello, this is text");
-  CHECK(refusal(folder / "a.txt").message() == "UNS " + (folder / "a.txt") +
-                                                   ": byte offset 0: the file is neither a safetensors nor a torch file (expected a safetensors header or a zip "
-                                                   "archive of torch.save, found 19 bytes of something else)");
+  CHECK(refusal(folder / "a.txt").message() ==
+        "UNS " + (folder / "a.txt") + ": byte offset 0: the file is of no format that holds weights (expected a safetensors, torch, npy, npz or "
+                                      "GGUF file, found 19 bytes that start with 68 65 6c 6c 6f 2c 20 74)");
   CHECK(refusal(folder / "none.safetensors").code == ts::errc::io);
   std::filesystem::create_directories(folder / "empty");
   CHECK(refusal(folder / "empty").message() ==

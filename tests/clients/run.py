@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: MIT
-"""The pipelines that people use load what sd-to-onnx writes, unmodified, and make the image that torch makes.
+"""The libraries and pipelines that people use load what sd-to-onnx and convert-weights write, unmodified: the pipelines make the image
+that torch makes, the libraries find every tensor, bit for bit.
 
 usage: run.py --bin DIR --work DIR --python-diffusers PYTHON --python-optimum PYTHON [--only PATTERN ...]
 
@@ -65,6 +66,32 @@ def tokenizers(model, work):
     return out
 
 
+def pipeline_case(name, options, pythons, references):
+    """sd-to-onnx's output in a pipeline; what the client said."""
+    model, kind, arguments, client, python = CASES[name]
+    script = os.path.join(HERE, "pipelines.py")
+    if model not in references:
+        path = os.path.join(options.work, model + ".npy")
+        call([pythons["diffusers"], script, "torch", model, os.path.join(DATA, model, "diffusers"), path], "reference")
+        references[model] = path
+    out = os.path.join(options.work, name)
+    extra = [tokenizers(model, options.work) if a == "TOKENIZERS" else a for a in arguments]
+    call([os.path.join(options.bin, "sd-to-onnx"), source(model, kind, options.work, pythons["diffusers"]), out, "--quiet", *extra], "sd-to-onnx")
+    return call([pythons[python], script, client, model, out, references[model]], client)[0]
+
+
+def weights_case(name, options, pythons):
+    """convert-weights' output in a library."""
+    return call([pythons["diffusers"], os.path.join(HERE, "weights.py"), name.removeprefix("weights."), "--bin", options.bin,
+                 "--work", os.path.join(options.work, name)], "libraries")[0]
+
+
+def differential_case(options, pythons):
+    """Generated files of every format, ours and those of the reference libraries, read by both."""
+    return call([pythons["diffusers"], os.path.join(HERE, "..", "differential", "compare.py"), "--program",
+                 os.path.join(options.bin, "weights-digest"), "--work", os.path.join(options.work, "differential")], "differential")[0]
+
+
 def main():
     parser = argparse.ArgumentParser()
     for name in ("--bin", "--work", "--python-diffusers", "--python-optimum"):
@@ -74,25 +101,24 @@ def main():
     shutil.rmtree(options.work, ignore_errors=True)
     os.makedirs(options.work)
     pythons = {"diffusers": options.python_diffusers, "optimum": options.python_optimum}
-    script = os.path.join(HERE, "pipelines.py")
     references, passed, failed = {}, 0, 0
-    for name, (model, kind, arguments, client, python) in CASES.items():
+    weights = subprocess.run([sys.executable, os.path.join(HERE, "weights.py"), "list"], capture_output=True, text=True, check=True).stdout.split()
+    for name in [*CASES, *("weights." + w for w in weights), "differential"]:
         if not any(fnmatch.fnmatchcase(name, p) for p in options.only):
             continue
         start = time.monotonic()
         try:
-            if model not in references:
-                path = os.path.join(options.work, model + ".npy")
-                call([pythons["diffusers"], script, "torch", model, os.path.join(DATA, model, "diffusers"), path], "reference")
-                references[model] = path
-            out = os.path.join(options.work, name)
-            extra = [tokenizers(model, options.work) if a == "TOKENIZERS" else a for a in arguments]
-            call([os.path.join(options.bin, "sd-to-onnx"), source(model, kind, options.work, pythons["diffusers"]), out, "--quiet", *extra], "sd-to-onnx")
-            said, good = call([pythons[python], script, client, model, out, references[model]], client)[0], True
+            if name in CASES:
+                said = pipeline_case(name, options, pythons, references)
+            elif name == "differential":
+                said = differential_case(options, pythons)
+            else:
+                said = weights_case(name, options, pythons)
+            good = True
         except (RuntimeError, OSError, subprocess.TimeoutExpired) as error:
             said, good = str(error), False
         passed, failed = passed + good, failed + (not good)
-        print(f"{'ok  ' if good else 'FAIL'} {name:22} {time.monotonic() - start:6.1f} s  {said}", flush=True)
+        print(f"{'ok  ' if good else 'FAIL'} {name:38} {time.monotonic() - start:6.1f} s  {said}", flush=True)
     if not passed + failed:
         parser.error("no case has that name")
     print(f"{passed} passed, {failed} failed")

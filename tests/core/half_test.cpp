@@ -7,7 +7,6 @@
 #include <vector>
 
 #include "support/catch.hpp"
-#include "tensorsmith/core/convert.hpp"
 
 namespace ts = tensorsmith;
 
@@ -82,31 +81,4 @@ TEST_CASE("f64 rounds once, not twice", "[core]") {
   CHECK(ts::f32_to_f16(ts::f64_to_f32_odd(value)) == 0x3C01);
   CHECK(ts::f32_to_f16(ts::f64_to_f32_odd(-value)) == 0xBC01);
   CHECK(ts::f32_to_f16(ts::f64_to_f32_odd(0.5)) == 0x3800);
-}
-
-TEST_CASE("kernels give the bits of the scalar definition at every length and alignment", "[core]") {
-  const std::vector<float> values = awkward_floats();
-  REQUIRE(values.size() > 31);
-  std::vector<std::byte> in(values.size() * 4 + 1), out(values.size() * 4 + 3);
-  std::memcpy(in.data() + 1, values.data(), values.size() * 4);
-  for (const std::size_t n : {std::size_t{1}, std::size_t{7}, std::size_t{8}, std::size_t{9}, std::size_t{31}, values.size()}) {
-    ts::convert_elements(ts::dtype::f32, in.data() + 1, ts::dtype::f16, out.data() + 3, n);
-    for (std::size_t i = 0; i < n; ++i)
-      if (ts::detail::load_as<std::uint16_t>(out.data() + 3 + 2 * i) != ts::f32_to_f16(values[i])) FAIL("f32→f16 at " << i);
-  }
-  std::vector<std::byte> halves(0x20000), floats(0x40000);
-  for (std::uint32_t h = 0; h < 0x10000; ++h) ts::detail::store_as(halves.data() + 2 * h, static_cast<std::uint16_t>(h));
-  ts::convert_elements(ts::dtype::f16, halves.data(), ts::dtype::f32, floats.data(), 0x10000);
-  for (std::uint32_t h = 0; h < 0x10000; ++h)
-    if (ts::detail::load_as<std::uint32_t>(floats.data() + 4 * h) !=
-        std::bit_cast<std::uint32_t>(ts::f16_to_f32(static_cast<std::uint16_t>(h))))
-      FAIL("f16→f32 at " << h);
-}
-
-TEST_CASE("the conversion table knows every pair of its types and no other", "[core]") {
-  using ts::dtype;
-  for (const dtype a : {dtype::f64, dtype::f32, dtype::f16, dtype::bf16})
-    for (const dtype b : {dtype::f64, dtype::f32, dtype::f16, dtype::bf16}) CHECK(ts::convertible(a, b));
-  CHECK_FALSE(ts::convertible(dtype::i64, dtype::f32));
-  CHECK_FALSE(ts::convertible(dtype::f32, dtype::f8_e4m3));
 }

@@ -89,6 +89,15 @@ inline outcome run(const std::string& name, const std::vector<std::string>& argu
   return result;
 }
 
+/// Makes a model `folder/FAMILY.FORM` with made-up weights, unless it is there already.
+inline std::string made_model(const fs::path& folder, const std::string& family, const std::string& form) {
+  const fs::path path = folder / (family + "." + form);
+  if (fs::exists(path)) return path;
+  const outcome made = run("make-tiny-sd", {path, "--family", family, "--form", form});
+  if (made.status != 0) throw std::runtime_error(made.err);
+  return path;
+}
+
 /// All files below `root`, by relative path, with their contents.
 inline std::map<std::string, std::string> contents(const fs::path& root) {
   std::map<std::string, std::string> files;

@@ -7,6 +7,7 @@
 #include "tensorsmith/format/safetensors/read.hpp"
 #include "tensorsmith/tensor/cast.hpp"
 #include "tensorsmith/tensor/memory.hpp"
+#include "tensorsmith/tensor/tied.hpp"
 
 namespace ts = tensorsmith;
 
@@ -47,6 +48,49 @@ TEST_CASE("the header has the bytes that the reference writer makes") {
       "      ";
   CHECK(plan->header == support::u64_bytes(568) + json);
   CHECK(plan->size == 8 + 568 + 141);
+}
+
+TEST_CASE("files of the reference library are written again byte by byte, with every element type", "[format]") {
+  const support::temp_folder folder;
+  const std::string original = support::data("safetensors/every_dtype.safetensors").string();
+  ts::job run;
+  const auto file = ts::open_file(original);
+  REQUIRE(file);
+  const auto tensors = ts::read_safetensors(*file, run);
+  INFO((tensors ? std::string() : tensors.error().message()));
+  REQUIRE(tensors);
+  REQUIRE(tensors->size() == 20);
+  for (const ts::catalog_entry& e : tensors->entries()) {
+    CHECK(e.name == ts::safetensors_name(e.tensor.type()));
+    CHECK(e.tensor.shape() == ts::shape_type{2, 4});
+  }
+  REQUIRE(ts::write_safetensors(*tensors, folder / "copy", {.metadata = {{"format", "pt"}}, .verify = true}, {}));
+  CHECK(bytes_of(folder / "copy") == bytes_of(original));
+}
+
+TEST_CASE("tied weights are written as the reference library's save_model does", "[format]") {
+  const support::temp_folder folder;
+  const std::string original = support::data("safetensors/tied.safetensors").string();
+  const auto tensors = ts::read_safetensors(*ts::open_file(original));
+  REQUIRE(tensors);
+  REQUIRE(tensors->size() == 3);
+  ts::package model;
+  model.components.emplace_back();
+  model.metadata = {{"format", "pt"}};
+  ts::catalog& weights = model.components[0].weights;
+  REQUIRE(weights.add("head.weight", tensors->find("embed.weight")->tensor, "test"));
+  for (const ts::catalog_entry& e : tensors->entries()) REQUIRE(weights.add(e.name, e.tensor, e.origin));
+  CHECK(*ts::dedupe(model, {}, {}) == 1);
+  REQUIRE(ts::write_safetensors(weights, folder / "copy", {.metadata = model.metadata}, {}));
+  CHECK(bytes_of(folder / "copy") == bytes_of(original));
+}
+
+TEST_CASE("a key that is given twice is no metadata", "[format]") {
+  ts::catalog tensors;
+  REQUIRE(tensors.add("a", values(ts::dtype::f32, {2}), "test"));
+  const auto plan = ts::plan_safetensors(tensors, {{"a", "1"}, {"a", "2"}});
+  REQUIRE_FALSE(plan);
+  CHECK(plan.error().message() == "MIS the key 'a' appears twice in the metadata (expected unique keys)");
 }
 
 TEST_CASE("what is written reads back, with the same bytes for any number of threads and tile size") {

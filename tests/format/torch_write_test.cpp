@@ -3,7 +3,13 @@
 // Checkpoints that we write: read back, shared storages, what surrounds the tensors, the same bytes for any tile size.
 #include "tensorsmith/format/torch/write.hpp"
 
+#include <chrono>
+#include <cstring>
+#include <filesystem>
+#include <memory>
+#include <span>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "support/catch.hpp"
@@ -140,4 +146,69 @@ TEST_CASE("a file appears complete or not at all") {
   REQUIRE_FALSE(copy);
   CHECK(copy.error().code == ts::errc::integrity);
   CHECK(std::distance(std::filesystem::directory_iterator(folder.path()), {}) == 1);
+}
+
+namespace {
+
+/// Gives other bytes each time it is asked.
+class unsteady_recipe final : public ts::recipe {
+ public:
+  std::span<const ts::tensor_info> outputs() const noexcept override { return {&info_, 1}; }
+  ts::result<void> produce(ts::region r, std::span<const ts::tile> tiles, ts::scratch&) const override {
+    for (std::size_t i = 0; i < r.rows; ++i) std::memset(tiles[0].data + i * tiles[0].pitch, calls_, r.cols);
+    ++calls_;
+    return {};
+  }
+
+ private:
+  ts::tensor_info info_{{}, ts::dtype::u8, {16}};
+  mutable int calls_ = 0;
+};
+bool is_empty(const support::temp_folder& folder) { return std::filesystem::is_empty(folder.path()); }
+
+}  // namespace
+
+TEST_CASE("a written checkpoint can be verified before it appears") {
+  const support::temp_folder folder;
+  ts::catalog tensors;
+  REQUIRE(tensors.add("w", made(ts::dtype::f32, {100, 30}), "test"));
+  REQUIRE(tensors.add("empty", made(ts::dtype::f32, {0}), "test"));
+  ts::torch_write_options options;
+  options.verify = true;
+  const auto bytes = ts::write_torch(tensors, folder / "out.pt", {}, options);
+  REQUIRE(bytes);
+  CHECK(std::filesystem::file_size(folder / "out.pt") == bytes.value());
+}
+
+TEST_CASE("an output that differs from what was written into it does not appear") {
+  const support::temp_folder folder;
+  ts::catalog tensors;
+  REQUIRE(tensors.add("w", {std::make_shared<unsteady_recipe>(), 0}, "test"));
+  ts::torch_write_options options;
+  options.verify = true;
+  const std::string path = folder / "out.pt";
+  const auto bytes = ts::write_torch(tensors, path, {}, options);
+  REQUIRE_FALSE(bytes);
+  CHECK_THAT(bytes.error().message(), Contains("INT " + path + ": byte offset ") &&
+                                          Contains(": the output does not hold what was written into it (expected byte 1, found 0); run again"));
+  CHECK(is_empty(folder));
+}
+
+TEST_CASE("a source that changes while it is copied spoils the output") {
+  const support::temp_folder in, out;
+  ts::catalog tensors;
+  REQUIRE(tensors.add("w", made(ts::dtype::u8, {4096}), "test"));
+  REQUIRE(ts::write_torch(tensors, in / "in.pt", {}));
+  const auto file = ts::open_file(in / "in.pt");
+  REQUIRE(file);
+  const auto c = ts::read_torch(file.value());
+  REQUIRE(c);
+  const auto layout = ts::torch_layout::plan(c.value().tensors);
+  REQUIRE(layout);
+  std::filesystem::last_write_time(in / "in.pt", std::filesystem::file_time_type::clock::now() - std::chrono::hours(1));
+  const auto bytes = ts::write_torch(c.value().tensors, out / "out.pt", {});
+  REQUIRE_FALSE(bytes);
+  CHECK(bytes.error().code == ts::errc::integrity);
+  CHECK_THAT(bytes.error().message(), Contains("ITG " + (in / "in.pt") + ": the file changed while it was being read"));
+  CHECK(is_empty(out));
 }

@@ -35,7 +35,7 @@ RESTRICTED = [
     (r"(onnxruntime|openvino|mpi)", r"ext/"),
     (r"(sys/|linux/|unistd\.h|fcntl\.h|dirent\.h|poll\.h|signal\.h|pthread\.h|windows\.h|io\.h|winioctl\.h)",
      r"io/os\.hpp$"),
-    (r".*intrin\.h$|arm_neon\.h$|wasm_simd128\.h$", r"(core/(isa|convert)|(quant|merge)/.*simd.*|(quant|merge)/kernel/.*)\.hpp$"),
+    (r".*intrin\.h$|cpuid\.h$|arm_neon\.h$|wasm_simd128\.h$", r"(core/(isa|convert|sha256)|(quant|merge)/.*simd.*|(quant|merge)/kernel/.*)\.hpp$"),
 ]
 INCLUDE = re.compile(r'^[ \t]*#[ \t]*include[ \t]*([<"])([^>"]+)[>"]')
 STANDARD = re.compile(r"^[a-z_0-9]+$|^(float|math|errno|time|stdlib|stdio|string|limits|inttypes|stdint)\.h$")

@@ -41,3 +41,14 @@ TEST_CASE("expose_stored_weights moves a cast behind the stored bytes and leaves
   CHECK(std::get<ts::tensor_ref>(exposed.data).source->stored());
   CHECK(g.initializers[1].value == b);
 }
+
+TEST_CASE("expose_stored_weights leaves casts that may overflow where they are checked") {
+  ts::graph g;
+  const auto a = g.add({"a.weight", dtype::f16, {ts::dim(2), ts::dim(3)}});
+  const auto narrow = ts::cast(stored(dtype::f32), dtype::f16);
+  REQUIRE(narrow);
+  g.initializers = {{a, *narrow}};
+  ts::expose_stored_weights(g);
+  CHECK(g.nodes.empty());
+  CHECK(g[a].name == "a.weight");
+}

@@ -89,7 +89,7 @@ TEST_CASE("the first failure ends a chain and nothing is written", "[stage]") {
   const auto other_format = ts::open<safetensors_file>(support::data("sd1/sd1.ckpt").string());
   REQUIRE_FALSE(other_format);
   CHECK(other_format.error().code == ts::errc::unsupported);
-  CHECK(other_format.error().advice == "use open<torch_file>");
+  CHECK(other_format.error().advice == "use open<torch_file>, or open<weights_file> for any of them");
 
   const auto wrong_family = ts::open<diffusers_folder>(support::data("sd1/diffusers").string()) | ts::build<ts::tags::sdxl>();
   REQUIRE_FALSE(wrong_family);

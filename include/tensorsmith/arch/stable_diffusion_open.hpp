@@ -18,8 +18,12 @@ TENSORSMITH_BEGIN_NAMESPACE
 
 namespace detail {
 
-/// Refuses components of other architectures by what their configuration says they are. @fails unsupported
+/// Refuses components of other architectures, and quantized ones, by what their configuration says they are. @fails unsupported
 inline result<void> check_class(const std::string& folder, const component& part) {
+  if (const json_value* quantized = part.config.find("quantization_config"); quantized && !quantized->is_null())
+    return failure{.code = errc::unsupported, .what = "the configuration of " + part.name + " says that its weights are quantized",
+                   .file = folder, .place = "/quantization_config", .expected = "no such entry", .found = std::string(quantized->kind()),
+                   .advice = "save the model without quantization"};
   const bool text = part.name.substr(0, 12) == "text_encoder";
   const char* const wanted = text ? "clip_text_model" : part.name == "unet" ? "UNet2DConditionModel" : "AutoencoderKL";
   const json_value* says = part.config.find(text ? "model_type" : "_class_name");

@@ -13,6 +13,16 @@
 #error "tensorsmith needs C++20: compile with -std=c++20 or newer"
 #endif
 
+#if defined(__SIZEOF_SIZE_T__) && __SIZEOF_SIZE_T__ < 8
+#error "tensorsmith needs a 64-bit target: tensors and files are larger than 4 GiB"
+#endif
+#if defined(__BYTE_ORDER__) && __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
+#error "tensorsmith needs a little-endian target: files are read and written without swapping"
+#endif
+#if !defined(__cpp_exceptions) && !defined(_CPPUNWIND)
+#error "tensorsmith needs exceptions: standard containers throw when memory runs out. Drop -fno-exceptions"
+#endif
+
 #if defined(__GNUC__) && !defined(__clang__) && __GNUC__ < 12
 #error "tensorsmith needs GCC 12 or newer"
 #endif

@@ -157,7 +157,8 @@ class json_walker final : public json_cursor {
   bool number_unsigned(json::number_unsigned_t value) { return next() && handler_.natural(value, *this); }
   bool number_float(json::number_float_t value, const json::string_t& written) {
     if (!next()) return false;
-    if (written.find_first_of(".eE") == std::string::npos)
+    // Not asked by its point: in a locale with decimal commas the parser hands the text on with a comma.
+    if (written.find_first_not_of("-0123456789") == std::string::npos)
       return fail(errc::malformed, "the integer is out of range", "an integer of 64 bits", quoted(written));
     return handler_.number(value, *this);
   }
@@ -321,7 +322,7 @@ inline result<json_value> parse_json(std::string_view text, const std::string& f
 
 /// The JSON document in a source of at most `most` bytes. @fails malformed, limit, io
 inline result<json_value> read_json(const byte_source& source, std::uint64_t most = limits{}.config_bytes, const limits& bounds = {}) {
-  TENSORSMITH_TRY(const std::string text, read_text(source, most));
+  TENSORSMITH_TRY(const std::string text, read_text(source, most, "limits::config_bytes (--max-config)"));
   return parse_json(text, source.name(), bounds);
 }
 

@@ -31,6 +31,8 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -68,6 +70,8 @@ class descriptor {
   ~descriptor() { reset(); }
 
   int get() const noexcept { return number_; }
+  /// Gives it to who closes it.
+  int release() noexcept { return std::exchange(number_, -1); }
   explicit operator bool() const noexcept { return number_ >= 0; }
   void reset() noexcept {
     if (number_ >= 0) ::close(std::exchange(number_, -1));
@@ -140,6 +144,14 @@ inline result<file_status> status_of(const descriptor& file, const std::string& 
   return status_from(raw);
 }
 
+/// The status of a path if something is there. @fails io (it cannot be told: no permission, a read error)
+inline result<std::optional<file_status>> status_if_any(const std::string& path, bool follow = true) {
+  struct ::stat raw {};
+  if ((follow ? ::stat(path.c_str(), &raw) : ::lstat(path.c_str(), &raw)) == 0) return std::optional<file_status>(status_from(raw));
+  if (errno == ENOENT || errno == ENOTDIR) return std::optional<file_status>();
+  return call_failed("cannot inspect the file", path, errno);
+}
+
 /// True if the path exists (a dangling symbolic link does not, unless `follow` is false).
 inline bool exists(const std::string& path, bool follow = true) {
   struct ::stat raw {};
@@ -156,11 +168,12 @@ inline bool is_regular_file(const std::string& path) {
 
 /// The path with every symbolic link resolved.
 inline result<std::string> real_path(const std::string& path) {
-  char* resolved = ::realpath(path.c_str(), nullptr);
+  struct release {
+    void operator()(char* text) const noexcept { std::free(text); }
+  };
+  const std::unique_ptr<char, release> resolved(::realpath(path.c_str(), nullptr));
   if (!resolved) return call_failed("cannot resolve the path", path, errno);
-  std::string out(resolved);
-  std::free(resolved);
-  return out;
+  return std::string(resolved.get());
 }
 
 namespace detail_os {
@@ -179,9 +192,45 @@ inline result<descriptor> open_readable(const std::string& path, bool follow = t
   return descriptor(number);
 }
 
+/// Opens a file by its real path, as real_path gave it, for reading; no part of it may have become a symbolic link since.
+inline result<descriptor> open_without_links(const std::string& path) {
+  constexpr int flags = O_RDONLY | O_NONBLOCK | O_NOCTTY | O_NOFOLLOW;
+#if defined(__linux__) && defined(SYS_openat2)
+  struct {
+    std::uint64_t flags, mode, resolve;
+  } how{static_cast<std::uint64_t>(flags | O_CLOEXEC), 0, 0x02 | 0x04};  // RESOLVE_NO_MAGICLINKS, RESOLVE_NO_SYMLINKS
+  long number = -1;
+  do number = ::syscall(SYS_openat2, AT_FDCWD, path.c_str(), &how, sizeof how);
+  while (number < 0 && errno == EINTR);
+  if (number >= 0) return descriptor(static_cast<int>(number));
+  if (errno != ENOSYS && errno != EPERM) return call_failed("cannot open the file", path, errno);  // EPERM: a filter of system calls
+#endif
+  const int plain = detail_os::retry_open(path.c_str(), flags);
+  if (plain < 0) return call_failed("cannot open the file", path, errno);
+  return descriptor(plain);
+}
+
+/// Opens an existing file of ours for reading and writing.
+inline result<descriptor> open_writable(const std::string& path) {
+  const int number = detail_os::retry_open(path.c_str(), O_RDWR | O_NONBLOCK | O_NOCTTY | O_NOFOLLOW);
+  if (number < 0) return call_failed("cannot open the file", path, errno);
+  return descriptor(number);
+}
+
 /// Opens a folder, to synchronize, lock or list it.
 inline result<descriptor> open_folder(const std::string& path, bool follow = true) {
   const int number = detail_os::retry_open(path.c_str(), O_RDONLY | O_DIRECTORY | (follow ? 0 : O_NOFOLLOW));
+  if (number < 0) return call_failed("cannot open the folder", path, errno);
+  return descriptor(number);
+}
+
+/// Holds a folder, so that it can be told from others; needs no permission to read it.
+inline result<descriptor> hold_folder(const std::string& path) {
+#if defined(O_PATH)
+  const int number = detail_os::retry_open(path.c_str(), O_PATH | O_DIRECTORY);
+#else
+  const int number = detail_os::retry_open(path.c_str(), O_RDONLY | O_DIRECTORY);
+#endif
   if (number < 0) return call_failed("cannot open the folder", path, errno);
   return descriptor(number);
 }
@@ -242,8 +291,15 @@ inline result<void> reserve(const descriptor& file, std::uint64_t bytes, const s
   if (outcome == 0) return {};
   if (errno != EOPNOTSUPP && errno != ENOSYS) return call_failed("cannot reserve the file's space", path, errno);
 #endif
-  if (::ftruncate(file.get(), static_cast<::off_t>(bytes)) != 0)
-    return call_failed("cannot give the file its size", path, errno);
+  // Nothing can be reserved here; what is known to be too little is still refused before the work.
+  struct ::statvfs room {};
+  if (::fstatvfs(file.get(), &room) == 0 && room.f_blocks != 0 &&
+      bytes / std::max<std::uint64_t>(1, room.f_frsize) > static_cast<std::uint64_t>(room.f_bavail))
+    return call_failed("cannot reserve the file's space", path, ENOSPC);
+  int sized = 0;
+  do sized = ::ftruncate(file.get(), static_cast<::off_t>(bytes));
+  while (sized != 0 && errno == EINTR);
+  if (sized != 0) return call_failed("cannot give the file its size", path, errno);
   return {};
 }
 
@@ -299,13 +355,16 @@ inline void start_writeback(const descriptor& file, std::uint64_t offset, std::u
 }
 
 /// Waits until the contents (and the size) are on the disk. Never repeated after a failure: the kernel then has dropped the
-/// pages, and a second call would claim success.
+/// pages, and a second call would claim success. Being interrupted (EINTR) is no such failure.
 inline result<void> synchronize(const descriptor& file, const std::string& path) {
+  int outcome = 0;
+  do {
 #if defined(__linux__)
-  const int outcome = ::fdatasync(file.get());
+    outcome = ::fdatasync(file.get());
 #else
-  const int outcome = ::fsync(file.get());
+    outcome = ::fsync(file.get());
 #endif
+  } while (outcome != 0 && errno == EINTR);
   if (outcome != 0) return call_failed("cannot bring the data to the disk", path, errno);
   return {};
 }
@@ -313,7 +372,10 @@ inline result<void> synchronize(const descriptor& file, const std::string& path)
 /// Makes the names inside a folder durable. File systems that cannot synchronize folders (EINVAL) are let pass.
 inline result<void> synchronize_folder(const std::string& path) {
   TENSORSMITH_TRY(const descriptor folder, open_folder(path));
-  if (::fsync(folder.get()) != 0 && errno != EINVAL && errno != ENOTSUP)
+  int outcome = 0;
+  do outcome = ::fsync(folder.get());
+  while (outcome != 0 && errno == EINTR);
+  if (outcome != 0 && errno != EINVAL && errno != ENOTSUP)
     return call_failed("cannot bring the folder to the disk", path, errno);
   return {};
 }
@@ -324,6 +386,13 @@ inline result<bool> make_folder(const std::string& path, std::uint32_t mode = 07
   const int error = errno;
   if (error == EEXIST && is_folder(path)) return false;
   return call_failed("cannot create the folder", path, error);
+}
+
+/// Creates a folder of a name that is free. False: something has the name, whatever it is.
+inline result<bool> make_new_folder(const std::string& path, std::uint32_t mode) {
+  if (::mkdir(path.c_str(), static_cast<::mode_t>(mode)) == 0) return true;
+  if (errno == EEXIST) return false;
+  return call_failed("cannot create the folder", path, errno);
 }
 
 inline result<void> set_mode(const std::string& path, std::uint32_t mode) {
@@ -355,12 +424,12 @@ inline result<bool> rename_new(const std::string& from, const std::string& to) {
   return true;
 }
 
-/// Exchanges two names in one step. False: the file system cannot.
+/// Exchanges two names in one step. False: the file system cannot, or one of them does not exist.
 inline result<bool> exchange(const std::string& a, const std::string& b) {
 #if defined(__linux__) && defined(SYS_renameat2)
   constexpr unsigned both = 2;  // RENAME_EXCHANGE
   if (::syscall(SYS_renameat2, AT_FDCWD, a.c_str(), AT_FDCWD, b.c_str(), both) == 0) return true;
-  if (errno != EINVAL && errno != ENOSYS) return call_failed("cannot rename the finished output", b, errno);
+  if (errno != EINVAL && errno != ENOSYS && errno != ENOENT) return call_failed("cannot rename the finished output", b, errno);
 #else
   (void)a, (void)b;
 #endif
@@ -371,56 +440,81 @@ inline result<void> remove_file(const std::string& path) {
   if (::unlink(path.c_str()) != 0 && errno != ENOENT) return call_failed("cannot remove the file", path, errno);
   return {};
 }
-/// Removes an empty folder; false if it is not empty or cannot be removed.
-inline bool remove_empty_folder(const std::string& path) noexcept { return ::rmdir(path.c_str()) == 0; }
+/// Removes an empty folder; false if it is not empty or cannot be removed (tried twice, as remove_tree).
+inline bool remove_empty_folder(const std::string& path) noexcept { return ::rmdir(path.c_str()) == 0 || ::rmdir(path.c_str()) == 0; }
 
 /// The names in a folder, sorted by bytes, without "." and "..".
 inline result<std::vector<std::string>> list_folder(const std::string& path) {
-  ::DIR* folder = ::opendir(path.c_str());
+  struct close {
+    void operator()(::DIR* folder) const noexcept { ::closedir(folder); }
+  };
+  const std::unique_ptr<::DIR, close> folder(::opendir(path.c_str()));
   if (!folder) return call_failed("cannot list the folder", path, errno);
   std::vector<std::string> names;
-  errno = 0;
-  while (const ::dirent* entry = ::readdir(folder)) {
+  for (;;) {
+    errno = 0;
+    const ::dirent* entry = ::readdir(folder.get());
+    if (!entry && errno != 0) return call_failed("cannot list the folder", path, errno);
+    if (!entry) break;
     const std::string_view name(entry->d_name);
     if (name != "." && name != "..") names.emplace_back(name);
   }
-  const int error = errno;
-  ::closedir(folder);
-  if (error != 0) return call_failed("cannot list the folder", path, error);
   std::sort(names.begin(), names.end());
   return names;
 }
 
 namespace detail_os {
-/// Removes what `name` in the open folder `parent` stands for. Symbolic links are removed, never followed.
-inline void remove_entry(int parent, const char* name) noexcept {
-  if (::unlinkat(parent, name, 0) == 0 || errno == ENOENT) return;
-  const int number = ::openat(parent, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
-  if (number < 0) return;
+inline void remove_contents(::DIR* folder) noexcept;
+
+/// Removes what `name` in the open folder `parent` stands for; true if nothing is left. Symbolic links are removed, never followed.
+inline bool remove_entry(int parent, const char* name) noexcept {
+  if (::unlinkat(parent, name, 0) == 0 || errno == ENOENT) return true;
+  if (::unlinkat(parent, name, AT_REMOVEDIR) == 0 || errno == ENOENT) return true;
+  int number = -1;
+  do number = ::openat(parent, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+  while (number < 0 && errno == EINTR);
+  if (number < 0) return errno == ENOENT;
   if (::DIR* folder = ::fdopendir(number)) {
-    while (const ::dirent* entry = ::readdir(folder)) {
-      const std::string_view inner(entry->d_name);
-      if (inner != "." && inner != "..") remove_entry(number, entry->d_name);
-    }
+    remove_contents(folder);
     ::closedir(folder);
   } else {
     ::close(number);
   }
-  ::unlinkat(parent, name, AT_REMOVEDIR);
+  return ::unlinkat(parent, name, AT_REMOVEDIR) == 0 || errno == ENOENT;
+}
+
+inline void remove_contents(::DIR* folder) noexcept {
+  while (const ::dirent* entry = ::readdir(folder)) {
+    const std::string_view inner(entry->d_name);
+    if (inner != "." && inner != "..") remove_entry(::dirfd(folder), entry->d_name);
+  }
 }
 }  // namespace detail_os
 
-/// Removes a file or a folder with all that it holds, without following symbolic links. True if nothing is left.
-inline bool remove_tree(const std::string& path) {
-  detail_os::remove_entry(AT_FDCWD, path.c_str());
-  return !exists(path, false);
+/// Removes a file or a folder with all that it holds, without following symbolic links. True if nothing is left. Tries again once:
+/// this is the cleaning up after a failure, which one call may have met for the first time.
+inline bool remove_tree(const std::string& path) noexcept {
+  return detail_os::remove_entry(AT_FDCWD, path.c_str()) || detail_os::remove_entry(AT_FDCWD, path.c_str());
+}
+
+/// The same for a folder that is open, and closes it; it works when no more file can be opened.
+inline bool remove_tree(const std::string& path, descriptor folder) noexcept {
+  if (::DIR* open = folder ? ::fdopendir(folder.get()) : nullptr) {
+    folder.release();
+    detail_os::remove_contents(open);
+    ::closedir(open);
+  }
+  return remove_tree(path);
 }
 
 /// Takes an exclusive lock that ends with the descriptor (and so with the process), without waiting. A system that cannot lock
 /// here counts as `unknown`.
 enum class lock_state : std::uint8_t { taken, held_elsewhere, unknown };
 inline lock_state try_lock(const descriptor& file) noexcept {
-  if (::flock(file.get(), LOCK_EX | LOCK_NB) == 0) return lock_state::taken;
+  int outcome = 0;
+  do outcome = ::flock(file.get(), LOCK_EX | LOCK_NB);
+  while (outcome != 0 && errno == EINTR);
+  if (outcome == 0) return lock_state::taken;
   return errno == EWOULDBLOCK ? lock_state::held_elsewhere : lock_state::unknown;
 }
 
@@ -440,6 +534,23 @@ inline bool is_pseudo_file(const descriptor& file) noexcept {
 
 /// This process's number, for names of temporary files.
 inline long process_number() noexcept { return static_cast<long>(::getpid()); }
+
+/// A number that nobody can guess, for names of temporary files; zero where the system has none. Does not wait.
+inline std::uint32_t random_number() noexcept {
+  std::uint32_t out = 0;
+#if defined(__linux__) && defined(SYS_getrandom)
+  constexpr unsigned without_waiting = 1;  // GRND_NONBLOCK
+  if (::syscall(SYS_getrandom, &out, sizeof out, without_waiting) != static_cast<long>(sizeof out)) out = 0;
+#endif
+  return out;
+}
+
+/// Descriptors that this process may have open.
+inline std::uint64_t descriptor_limit() noexcept {
+  struct ::rlimit raw {};
+  if (::getrlimit(RLIMIT_NOFILE, &raw) != 0 || raw.rlim_cur == RLIM_INFINITY) return ~std::uint64_t{0};
+  return static_cast<std::uint64_t>(raw.rlim_cur);
+}
 
 /// True if the descriptor (1: standard output, 2: standard error) is a terminal.
 inline bool is_terminal(int number) noexcept { return ::isatty(number) == 1; }

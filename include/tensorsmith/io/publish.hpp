@@ -59,7 +59,10 @@ class folder_publication {
     TENSORSMITH_CHECK(out.check_target());
     TENSORSMITH_TRY(out.parents_, detail::created_folders::make(std::string(parent_path(out.target_))));
     const std::string beside = out.merging_ ? out.target_ : std::string(parent_path(out.target_));
-    TENSORSMITH_TRY(out.staging_, detail::staging::make_folder(beside, file_name(out.target_)));
+    TENSORSMITH_TRY(out.staging_, detail::about(out.shown_, detail::staging::make_folder(beside, file_name(out.target_))));
+    out.content_ = out.staging_.output();
+    TENSORSMITH_TRY(const bool made, detail::about(out.shown_, os::make_new_folder(out.content_, 0777)));
+    if (!made) return failure{.code = errc::io, .what = "the temporary folder is in use", .file = out.content_};
     return out;
   }
 
@@ -71,7 +74,7 @@ class folder_publication {
   }
 
   /// Where the files lie until the commit.
-  const std::string& staging_path() const noexcept { return staging_.path(); }
+  const std::string& staging_path() const noexcept { return content_; }
   /// The target as the user gave it.
   const std::string& target() const noexcept { return shown_; }
   /// True if files are being added to a folder that exists.
@@ -81,7 +84,7 @@ class folder_publication {
   /// @fails path (the name leaves the folder), mismatch (it exists already), no_space, io
   result<std::shared_ptr<output_file>> create(std::string_view relative, std::uint64_t size) {
     TENSORSMITH_TRY(const std::string path, prepare_name(relative));
-    TENSORSMITH_TRY(auto file, output_file::create(path, size, join_path(shown_, relative)));
+    TENSORSMITH_TRY(auto file, output_file::create(path, size, join_path(shown_, relative), descriptors_));
     files_.push_back({std::string(relative), file});
     return file;
   }
@@ -90,6 +93,13 @@ class folder_publication {
   result<void> write_text(std::string_view relative, std::string_view text) {
     TENSORSMITH_TRY(const auto file, create(relative, text.size()));
     return file->write_at(0, std::as_bytes(std::span(text)));
+  }
+
+  /// Brings a complete file to the disk and closes it now, so that a folder of very many files needs few descriptors. Without this,
+  /// commit() does it. @fails no_space, io
+  result<void> settle(const std::shared_ptr<output_file>& file) {
+    TENSORSMITH_CHECK(file->sync());
+    return file->close();
   }
 
   /// Copies a source into the file `relative`, in the kernel where possible.
@@ -119,7 +129,8 @@ class folder_publication {
     if (status.kind != os::file_kind::regular)
       return failure{.code = errc::path, .what = "the path is no regular file", .file = source, .found = std::string(os::kind_name(status.kind))};
     TENSORSMITH_TRY(auto file, output_file::create(path, 0, join_path(shown_, relative)));
-    if (os::clone_file(from, file->file())) {
+    TENSORSMITH_TRY(const bool cloned, clone_into(*file, from));
+    if (cloned) {
       files_.push_back({std::string(relative), std::move(file)});
       return link_kind::clone;
     }
@@ -133,25 +144,7 @@ class folder_publication {
   /// Brings everything to the disk and makes it appear at the target in one step (when merging: file by file in the order of
   /// creation, undone if one fails; the last file created is the last to appear). @fails path (something appeared at the
   /// target meanwhile), no_space, io
-  result<void> commit() {
-    for (const staged& f : files_)
-      if (f.file) f.file->start_writeback();
-    for (const staged& f : files_) {
-      if (!f.file) continue;
-      TENSORSMITH_CHECK(f.file->sync());
-      TENSORSMITH_CHECK(f.file->close());
-    }
-    TENSORSMITH_CHECK(keep_modes());
-    for (const std::string& folder : folders_) TENSORSMITH_CHECK(os::synchronize_folder(join_path(staging_.path(), folder)));
-    TENSORSMITH_CHECK(os::synchronize_folder(staging_.path()));
-    if (merging_) {
-      TENSORSMITH_CHECK(merge());
-    } else {
-      TENSORSMITH_CHECK(staging_.move_to(target_, shown_, options_.force));
-    }
-    parents_.keep();
-    return os::synchronize_folder(std::string(parent_path(target_)));
-  }
+  result<void> commit() { return detail::about(shown_, publish()); }
 
  private:
   struct staged {
@@ -160,6 +153,28 @@ class folder_publication {
   };
 
   folder_publication() = default;
+
+  result<void> publish() {
+    for (const staged& f : files_)
+      if (f.file && !f.file->closed()) f.file->start_writeback();
+    for (const staged& f : files_)
+      if (f.file && !f.file->closed()) TENSORSMITH_CHECK(settle(f.file));
+    TENSORSMITH_CHECK(keep_modes());
+    for (const std::string& folder : folders_) TENSORSMITH_CHECK(os::synchronize_folder(join_path(content_, folder)));
+    TENSORSMITH_CHECK(os::synchronize_folder(content_));
+    if (merging_) {
+      TENSORSMITH_CHECK(merge());
+    } else {
+      TENSORSMITH_TRY(auto moved, detail::final_rename::make(content_, target_, join_path(staging_.path(), "old"), shown_, options_.force));
+      TENSORSMITH_CHECK(os::synchronize_folder(std::string(parent_path(target_))));
+      TENSORSMITH_CHECK(parents_.synchronize());
+      moved.keep();
+    }
+    parents_.keep();
+    files_.clear();
+    staging_.discard();  // what was replaced goes with it
+    return {};
+  }
 
   result<void> check_target() {
     if (!os::exists(target_, false)) return {};
@@ -180,33 +195,37 @@ class folder_publication {
     TENSORSMITH_CHECK(check_relative_path(relative, shown_, "output file"));
     for (std::size_t slash = relative.find('/'); slash != std::string_view::npos; slash = relative.find('/', slash + 1)) {
       const std::string folder(relative.substr(0, slash));
-      TENSORSMITH_TRY(const bool made, os::make_folder(join_path(staging_.path(), folder)));
+      TENSORSMITH_TRY(const bool made, detail::about(join_path(shown_, folder), os::make_folder(join_path(content_, folder))));
       if (made) folders_.insert(folders_.begin(), folder);  // inner folders come first: they are synchronized first
     }
-    std::string path = join_path(staging_.path(), relative);
+    std::string path = join_path(content_, relative);
     if (os::exists(path, false))
       return failure{.code = errc::mismatch, .what = "two output files get the name " + quoted(relative), .file = shown_};
     return path;
   }
 
+  static result<bool> clone_into(const output_file& file, const os::descriptor& from) {
+    TENSORSMITH_TRY(const pooled_file::use to, file.hold());
+    return os::clone_file(from, to.descriptor());
+  }
+
   /// A file that replaces another never becomes readable for more people than the old one.
   result<void> keep_modes() const {
-    if (!os::exists(target_)) return {};
+    TENSORSMITH_TRY(const auto folder, os::status_if_any(target_));
+    if (!folder) return {};
     for (const staged& f : files_) {
       if (!f.file) continue;
-      if (const auto old = os::status_of(join_path(target_, f.relative)))
-        TENSORSMITH_CHECK(os::set_mode(join_path(staging_.path(), f.relative), old.value().mode));
+      TENSORSMITH_TRY(const auto old, os::status_if_any(join_path(target_, f.relative)));
+      if (old) TENSORSMITH_CHECK(os::set_mode(join_path(content_, f.relative), old->mode & detail::kept_mode));
     }
-    if (merging_) return {};
-    TENSORSMITH_TRY(const os::file_status old, os::status_of(target_));
-    return os::set_mode(staging_.path(), old.mode);
+    return merging_ ? result<void>() : os::set_mode(content_, folder->mode);
   }
 
   /// Moves the staged files into the existing folder. What they replace is kept until all of them are in place.
   result<void> merge() {
     std::vector<std::string> todo;
     for (const staged& f : files_) {
-      const std::string from = join_path(staging_.path(), f.relative), to = join_path(target_, f.relative);
+      const std::string from = join_path(content_, f.relative), to = join_path(target_, f.relative);
       if (os::exists(to, false)) {
         if (os::is_folder(to))
           return failure{.code = errc::path, .what = "a folder lies where an output file belongs", .file = join_path(shown_, f.relative),
@@ -223,15 +242,20 @@ class folder_publication {
     std::vector<std::string> touched;
     for (auto folder = folders_.rbegin(); folder != folders_.rend(); ++folder) {
       const std::string path = join_path(target_, *folder);
-      TENSORSMITH_TRY(const bool made, os::make_folder(path));
-      if (made) undo.made_folder(path);
+      TENSORSMITH_CHECK(undo.make_folder(path));
       touched.push_back(path);
     }
-    for (std::size_t i = 0; i < todo.size(); ++i)
-      TENSORSMITH_CHECK(undo.replace(join_path(staging_.path(), todo[i]), join_path(target_, todo[i]),
-                                     join_path(staging_.path(), ".replaced-" + std::to_string(i))));
-    for (auto path = touched.rbegin(); path != touched.rend(); ++path) TENSORSMITH_CHECK(os::synchronize_folder(*path));
-    TENSORSMITH_CHECK(os::synchronize_folder(target_));
+    const auto synchronize = [&]() -> result<void> {
+      for (auto path = touched.rbegin(); path != touched.rend(); ++path) TENSORSMITH_CHECK(os::synchronize_folder(*path));
+      return os::synchronize_folder(target_);
+    };
+    for (std::size_t i = 0; i < todo.size(); ++i) {
+      // The last file is the one that readers look for first: what it speaks of is on the disk before it.
+      if (i + 1 == todo.size() && i != 0) TENSORSMITH_CHECK(synchronize());
+      TENSORSMITH_CHECK(undo.replace(join_path(content_, todo[i]), join_path(target_, todo[i]),
+                                     join_path(staging_.path(), "replaced-" + std::to_string(i))));
+    }
+    TENSORSMITH_CHECK(synchronize());
     undo.keep();
     return {};
   }
@@ -241,6 +265,8 @@ class folder_publication {
   bool merging_ = false;
   detail::created_folders parents_;  // destroyed after the staging folder inside them
   detail::staging staging_;
+  std::string content_;  // in the staging folder
+  std::shared_ptr<descriptor_pool> descriptors_ = std::make_shared<descriptor_pool>();
   std::vector<std::string> folders_;
   std::vector<staged> files_;
 };
@@ -262,7 +288,7 @@ class file_publication {
                        .advice = "pass --force to replace it, or choose another path"};
     }
     TENSORSMITH_TRY(out.parents_, detail::created_folders::make(std::string(parent_path(out.target_))));
-    TENSORSMITH_TRY(out.staging_, detail::staging::make_folder(std::string(parent_path(out.target_)), file_name(out.target_)));
+    TENSORSMITH_TRY(out.staging_, detail::about(target, detail::staging::make_folder(std::string(parent_path(out.target_)), file_name(out.target_))));
     return out;
   }
 
@@ -275,31 +301,31 @@ class file_publication {
 
   /// Creates the file with its final size. Called once. @fails no_space, io
   result<std::shared_ptr<output_file>> create(std::uint64_t size) {
-    TENSORSMITH_TRY(file_, output_file::create(join_path(staging_.path(), "file"), size, shown_));
+    TENSORSMITH_TRY(file_, output_file::create(staging_.output(), size, shown_));
     return file_;
   }
 
   /// Brings the file to the disk and makes it appear at the target in one step.
-  result<void> commit() {
+  result<void> commit() { return detail::about(shown_, publish()); }
+
+ private:
+  file_publication() = default;
+
+  result<void> publish() {
     if (!file_) return failure{.code = errc::internal, .what = "nothing was written", .file = shown_};
     TENSORSMITH_CHECK(file_->sync());
     TENSORSMITH_CHECK(file_->close());
     const std::string path = file_->path();
-    if (const auto old = os::status_of(target_)) TENSORSMITH_CHECK(os::set_mode(path, old.value().mode));
-    if (options_.force) {
-      TENSORSMITH_CHECK(os::rename_over(path, target_));
-    } else {
-      TENSORSMITH_TRY(const bool renamed, os::rename_new(path, target_));
-      if (!renamed)
-        return failure{.code = errc::path, .what = "the output file appeared while it was being written", .file = shown_,
-                       .advice = "another run writes there; pass --force to replace it, or choose another path"};
-    }
+    TENSORSMITH_TRY(const auto old, os::status_if_any(target_));
+    if (old) TENSORSMITH_CHECK(os::set_mode(path, old->mode & detail::kept_mode));
+    TENSORSMITH_TRY(auto moved, detail::final_rename::make(path, target_, join_path(staging_.path(), "old"), shown_, options_.force));
+    TENSORSMITH_CHECK(os::synchronize_folder(std::string(parent_path(target_))));
+    TENSORSMITH_CHECK(parents_.synchronize());
+    moved.keep();
     parents_.keep();
-    return os::synchronize_folder(std::string(parent_path(target_)));
+    staging_.discard();  // what was replaced goes with it
+    return {};
   }
-
- private:
-  file_publication() = default;
 
   publish_options options_;
   std::string target_, shown_;

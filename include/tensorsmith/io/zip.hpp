@@ -590,7 +590,7 @@ struct entry_bytes {
 inline entry_bytes open_entry(const zip_archive& archive, const zip_entry& e) {
   if (e.method == 8) return {std::make_shared<detail::inflated_source>(archive, e), 0, nullptr};
   entry_bytes out{archive.file(), e.data_offset, nullptr};
-  if (archive.checks_crc() && e.size > 0) out.check = std::make_shared<detail::crc_check>(archive.file(), e);
+  if (archive.checks_crc()) out.check = std::make_shared<detail::crc_check>(archive.file(), e);
   return out;
 }
 

@@ -6,9 +6,12 @@
 #include <string>
 #include <utility>
 
-#include "tensorsmith/format/checkpoint/read.hpp"
+#include "tensorsmith/format/checkpoint/open.hpp"
+#include "tensorsmith/format/checkpoint/tag.hpp"
 #include "tensorsmith/format/diffusers/read.hpp"
 #include "tensorsmith/format/diffusers/tag.hpp"
+#include "tensorsmith/format/gguf/tag.hpp"
+#include "tensorsmith/format/numpy/tag.hpp"
 #include "tensorsmith/format/safetensors/tag.hpp"
 #include "tensorsmith/format/torch/tag.hpp"
 #include "tensorsmith/stage/open.hpp"
@@ -17,22 +20,14 @@ TENSORSMITH_BEGIN_NAMESPACE
 
 namespace detail {
 
-/// A file of weights as a package of one component without a name. @fails unsupported if its container is another one than `pickle` says.
-inline result<package> open_weights_file(const std::string& path, bool pickle, job& run) {
+/// A file of weights as a package of one component without a name. @fails unsupported if its container is another one
+inline result<package> open_weights_file(const std::string& path, weights_container wanted, job& run) {
   TENSORSMITH_TRY(checkpoint_file file, read_checkpoint_file(path, run));
-  if (file.pickle != pickle)
+  if (file.container != wanted)
     return failure{.code = errc::unsupported, .what = "the file is of another format than the chain opens", .file = path,
-                   .expected = pickle ? "a torch file" : "a safetensors file", .found = pickle ? "a safetensors file" : "a torch file",
-                   .advice = pickle ? "use open<safetensors_file>" : "use open<torch_file>"};
-  package out;
-  out.source = path;
-  out.metadata = std::move(file.metadata);
-  out.global_step = file.global_step;
-  component whole;
-  whole.weights = std::move(file.tensors);
-  whole.ignored = std::move(file.ignored);
-  out.components.push_back(std::move(whole));
-  return out;
+                   .expected = "a " + std::string(name_of(wanted)) + " file", .found = "a " + std::string(name_of(file.container)) + " file",
+                   .advice = "use open<" + std::string(name_of(file.container)) + "_file>, or open<weights_file> for any of them"};
+  return package_of(std::move(file), path);
 }
 
 }  // namespace detail
@@ -40,13 +35,37 @@ inline result<package> open_weights_file(const std::string& path, bool pickle, j
 /// A .safetensors file, or the `*.safetensors.index.json` of a sharded one.
 template <>
 struct reader<tags::safetensors_file> {
-  static result<package> open(const std::string& path, job& run) { return detail::open_weights_file(path, false, run); }
+  static result<package> open(const std::string& path, job& run) { return detail::open_weights_file(path, weights_container::safetensors, run); }
 };
 
 /// A torch file (.ckpt, .pt, .pth, .bin): read as data, never executed.
 template <>
 struct reader<tags::torch_file> {
-  static result<package> open(const std::string& path, job& run) { return detail::open_weights_file(path, true, run); }
+  static result<package> open(const std::string& path, job& run) { return detail::open_weights_file(path, weights_container::torch, run); }
+};
+
+/// A .npz archive of NumPy arrays.
+template <>
+struct reader<tags::npz_file> {
+  static result<package> open(const std::string& path, job& run) { return detail::open_weights_file(path, weights_container::npz, run); }
+};
+
+/// One NumPy array, as a tensor with the file's name.
+template <>
+struct reader<tags::npy_file> {
+  static result<package> open(const std::string& path, job& run) { return detail::open_weights_file(path, weights_container::npy, run); }
+};
+
+/// A GGUF file; its Q8_0 and Q4_0 tensors become f32.
+template <>
+struct reader<tags::gguf_file> {
+  static result<package> open(const std::string& path, job& run) { return detail::open_weights_file(path, weights_container::gguf, run); }
+};
+
+/// Weights in whatever form: see open_weights.
+template <>
+struct reader<tags::weights_file> {
+  static result<package> open(const std::string& path, job& run) { return open_weights(path, {}, run); }
 };
 
 /// A diffusers pipeline folder.

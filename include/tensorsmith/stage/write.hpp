@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: MIT
 //
 // tensorsmith/stage/write.hpp: the tail of a chain: `… | write<onnx_folder>("out/sd15")`.
+//
+// Include stage/write_onnx.hpp or stage/write_weights.hpp for the formats that come with the library.
 #pragma once
 
 #include <concepts>
@@ -9,14 +11,12 @@
 #include <utility>
 
 #include "tensorsmith/core/pipe.hpp"
-#include "tensorsmith/format/onnx/tag.hpp"
-#include "tensorsmith/format/onnx/write.hpp"
 #include "tensorsmith/stage/misplaced.hpp"
 
 TENSORSMITH_BEGIN_NAMESPACE
 
 /// How a format is written. Specialise it for a tag: `options`, `input` and
-/// `static result<write_report> write(const input&, const std::string& path, const options&, job&)`.
+/// `static result<R> write(const input&, const std::string& path, const options&, job&)`, where R says what was written.
 template <class Format>
 struct writer;
 
@@ -24,30 +24,21 @@ struct writer;
 template <class Format>
 concept writable_format = requires(const typename writer<Format>::input& in, const std::string& path,
                                    const typename writer<Format>::options& how, job& run) {
-  { writer<Format>::write(in, path, how, run) } -> std::same_as<result<write_report>>;
-};
-
-/// A pipeline folder of ONNX graphs.
-template <>
-struct writer<tags::onnx_folder> {
-  using input = bundle;
-  using options = onnx_write_options;
-  static result<write_report> write(const bundle& in, const std::string& path, const options& how, job& run) {
-    return write_onnx_folder(in, path, how, run);
-  }
+  typename decltype(writer<Format>::write(in, path, how, run))::value_type;
 };
 
 /// Writes what flows in; complete or not at all.
 template <class Format>
 struct write_stage {
   using input = typename writer<Format>::input;
-  using output = write_report;
+  using output = typename decltype(writer<Format>::write(std::declval<const input&>(), std::declval<const std::string&>(),
+                                                         std::declval<const typename writer<Format>::options&>(), std::declval<job&>()))::value_type;
   static constexpr std::string_view name = "write";
 
   std::string path;
   typename writer<Format>::options how;
 
-  result<write_report> run(input in, job& run) const { return writer<Format>::write(in, path, how, run); }
+  result<output> run(input in, job& run) const { return writer<Format>::write(in, path, how, run); }
 };
 
 namespace detail {
@@ -64,8 +55,8 @@ struct options_of<Format> { using type = typename writer<Format>::options; };
 template <class Format>
 auto write(std::string path, typename detail::options_of<Format>::type how = {}) {
   static_assert(writable_format<Format>,
-                "tensorsmith: write<Format> has no writer for this format; use tags::onnx_folder, or specialise tensorsmith::writer "
-                "for your own tag");
+                "tensorsmith: write<Format> has no writer for this format; include tensorsmith/stage/write_weights.hpp or write_onnx.hpp, or "
+                "specialise tensorsmith::writer for your own tag");
   if constexpr (writable_format<Format>) return write_stage<Format>{std::move(path), std::move(how)};
 }
 

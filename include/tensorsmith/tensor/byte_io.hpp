@@ -16,6 +16,8 @@
 
 TENSORSMITH_BEGIN_NAMESPACE
 
+class file_source;
+
 /// Bytes that can be read at any offset from any thread.
 class byte_source {
  public:
@@ -32,6 +34,8 @@ class byte_source {
   virtual int descriptor() const noexcept { return -1; }
   /// True if the bytes are a plain file's, from its first to its last.
   virtual bool in_file() const noexcept { return descriptor() >= 0; }
+  /// This, if it is io/file.hpp's: who copies inside the kernel asks.
+  virtual const file_source* as_file() const noexcept { return nullptr; }
   /// Asked before publishing what was read from here. @fails integrity if the bytes may have changed since the source was opened.
   virtual result<void> check_unchanged() const { return {}; }
   /// The bytes where they lie if they are in memory already, else an empty span.

@@ -5,12 +5,17 @@
 
 #include <algorithm>
 #include <cstddef>
+#include <cstdint>
+#include <iterator>
+#include <optional>
+#include <span>
 #include <string>
 #include <string_view>
 #include <utility>
 #include <vector>
 
 #include "tensorsmith/core/error.hpp"
+#include "tensorsmith/tensor/name_order.hpp"
 #include "tensorsmith/tensor/recipe.hpp"
 
 TENSORSMITH_BEGIN_NAMESPACE
@@ -22,41 +27,43 @@ struct catalog_entry {
   std::string origin;
 };
 
-/// An ordered list of planned tensors with unique names. Lookup is a binary search over a sorted index, so names chosen to
-/// collide cost nothing.
+/// An ordered list of planned tensors with unique names. Lookup is a binary search over a sorted index of positions, so names chosen
+/// to collide cost nothing and no name is held twice.
 class catalog {
  public:
   std::span<const catalog_entry> entries() const noexcept { return entries_; }
   std::size_t size() const noexcept { return entries_.size(); }
   bool empty() const noexcept { return entries_.empty(); }
 
-  /// Appends an entry. @fails mismatch if the name exists already.
+  /// Appends an entry. @fails mismatch if the name exists already, limit at 2^32 entries
   result<void> add(std::string name, tensor_ref tensor, std::string origin) {
-    if (contains(name))
-      return failure{.code = errc::mismatch, .what = "two tensors get the name " + quoted(name), .place = origin,
-                     .expected = "unique names", .found = "also from " + entries_[*position(name)].origin};
-    index(name, entries_.size());
-    entries_.push_back({std::move(name), std::move(tensor), std::move(origin)});
+    catalog_entry entry{std::move(name), std::move(tensor), std::move(origin)};
+    if (const catalog_entry* before = find(entry.name)) return same_name(entry, *before);
+    TENSORSMITH_CHECK(room_for(1));
+    entries_.push_back(std::move(entry));
+    index(static_cast<std::uint32_t>(entries_.size() - 1));
     return {};
   }
 
   /// Appends many entries, sorting once: O(n log n) for a header of a million tensors. On failure nothing was added.
-  /// @fails mismatch if a name exists already or twice.
+  /// @fails mismatch if a name exists already or twice, limit at 2^32 entries
   result<void> add_all(std::vector<catalog_entry> more) {
-    std::vector<key> keys;
-    keys.reserve(more.size());
-    for (std::size_t i = 0; i < more.size(); ++i) {
-      if (const catalog_entry* before = find(more[i].name)) return same_name(more[i], *before);
-      keys.emplace_back(more[i].name, entries_.size() + i);
+    TENSORSMITH_CHECK(room_for(more.size()));
+    if (!entries_.empty())
+      for (const catalog_entry& entry : more)
+        if (const catalog_entry* before = find(entry.name)) return same_name(entry, *before);
+    std::vector<std::uint32_t> order = order_by_name(more.size(), [&](std::size_t i) { return std::string_view(more[i].name); });
+    for (std::size_t i = 1; i < order.size(); ++i)
+      if (more[order[i]].name == more[order[i - 1]].name) return same_name(more[order[i]], more[order[i - 1]]);
+    const auto before = static_cast<std::uint32_t>(entries_.size());
+    if (before == 0) {
+      entries_ = std::move(more);
+      sorted_ = std::move(order);
+      return {};
     }
-    std::sort(keys.begin(), keys.end());
-    for (std::size_t i = 1; i < keys.size(); ++i)
-      if (keys[i].first == keys[i - 1].first)
-        return same_name(more[keys[i].second - entries_.size()], more[keys[i - 1].second - entries_.size()]);
-    const auto middle = static_cast<std::ptrdiff_t>(sorted_.size());
-    sorted_.insert(sorted_.end(), std::make_move_iterator(keys.begin()), std::make_move_iterator(keys.end()));
-    std::inplace_merge(sorted_.begin(), sorted_.begin() + middle, sorted_.end());
+    for (std::uint32_t& position : order) position += before;
     entries_.insert(entries_.end(), std::make_move_iterator(more.begin()), std::make_move_iterator(more.end()));
+    merge(order);
     return {};
   }
 
@@ -85,34 +92,39 @@ class catalog {
  private:
   // The sorted index is kept in two parts: a large sorted one and a small one that is merged in when it has grown,
   // so that adding n entries costs O(n log n) moves and not O(n²).
-  using key = std::pair<std::string, std::size_t>;
   static failure same_name(const catalog_entry& entry, const catalog_entry& before) {
     return failure{.code = errc::mismatch, .what = "two tensors get the name " + quoted(entry.name), .place = entry.origin,
                    .expected = "unique names", .found = "also from " + before.origin};
   }
-  static const key* lower(const std::vector<key>& keys, std::string_view name) noexcept {
-    const auto at = std::lower_bound(keys.begin(), keys.end(), name,
-                                     [](const key& k, std::string_view n) { return std::string_view(k.first) < n; });
-    return at != keys.end() && at->first == name ? &*at : nullptr;
+  result<void> room_for(std::size_t more) const {
+    constexpr std::size_t most = 0xFFFF'FFFF;  // positions have 32 bits
+    if (more <= most - entries_.size()) return {};
+    return failure{.code = errc::limit, .what = "a catalog has too many tensors", .expected = "fewer than 2^32"};
+  }
+  std::vector<std::uint32_t>::const_iterator lower(const std::vector<std::uint32_t>& positions, std::string_view name) const noexcept {
+    return std::lower_bound(positions.begin(), positions.end(), name,
+                            [&](std::uint32_t at, std::string_view wanted) { return std::string_view(entries_[at].name) < wanted; });
   }
   std::optional<std::size_t> position(std::string_view name) const noexcept {
-    if (const key* k = lower(recent_, name)) return k->second;
-    if (const key* k = lower(sorted_, name)) return k->second;
+    for (const auto* positions : {&recent_, &sorted_})
+      if (const auto at = lower(*positions, name); at != positions->end() && entries_[*at].name == name) return *at;
     return std::nullopt;
   }
-  void index(const std::string& name, std::size_t at) {
-    const auto place = std::lower_bound(recent_.begin(), recent_.end(), name,
-                                        [](const key& k, const std::string& n) { return k.first < n; });
-    recent_.insert(place, key{name, at});
+  void index(std::uint32_t at) {
+    recent_.insert(lower(recent_, entries_[at].name), at);
     if (recent_.size() < 64 || recent_.size() * recent_.size() < sorted_.size()) return;
-    const auto middle = static_cast<std::ptrdiff_t>(sorted_.size());
-    sorted_.insert(sorted_.end(), std::make_move_iterator(recent_.begin()), std::make_move_iterator(recent_.end()));
-    std::inplace_merge(sorted_.begin(), sorted_.begin() + middle, sorted_.end());
+    merge(recent_);
     recent_.clear();
+  }
+  void merge(const std::vector<std::uint32_t>& more) {
+    const auto middle = static_cast<std::ptrdiff_t>(sorted_.size());
+    sorted_.insert(sorted_.end(), more.begin(), more.end());
+    std::inplace_merge(sorted_.begin(), sorted_.begin() + middle, sorted_.end(),
+                       [&](std::uint32_t a, std::uint32_t b) { return entries_[a].name < entries_[b].name; });
   }
 
   std::vector<catalog_entry> entries_;
-  std::vector<key> sorted_, recent_;
+  std::vector<std::uint32_t> sorted_, recent_;  // positions, in the order of their names
 };
 
 TENSORSMITH_END_NAMESPACE

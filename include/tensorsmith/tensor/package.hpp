@@ -48,6 +48,9 @@ struct package {
   std::vector<note> notes;
   std::vector<std::pair<std::string, std::string>> metadata;  ///< what a single file says about itself (safetensors)
   std::optional<std::int64_t> global_step;                    ///< training steps, if a checkpoint tells
+  std::string container;              ///< of a single file: "safetensors", "torch", "npy", "npz", "gguf"; else empty
+  std::string nested;                 ///< the dict of a torch file that holds the tensors: "state_dict"; empty: the top
+  std::vector<std::pair<std::string, json_value>> scalars;    ///< numbers and texts beside the tensors of a torch file
 
   component* find(std::string_view name) noexcept {
     for (component& c : components)

@@ -42,6 +42,8 @@ class stored_recipe final : public recipe {
 
   std::span<const tensor_info> outputs() const noexcept override { return {&info_, 1}; }
 
+  plane work() const override { return walked(); }
+
   region grain() const override {
     const plane all = plane_of(info_.shape);
     switch (layout_) {
@@ -68,7 +70,7 @@ class stored_recipe final : public recipe {
 
   result<view> load(region r, scratch& work) const override {
     if (layout_ != layout::contiguous) return recipe::load(r, work);
-    const plane all = plane_of(info_.shape);
+    const plane all = walked();
     const std::size_t pitch = byte_count(info_.type, all.cols);
     const std::uint64_t first = offset_ + r.row * pitch + byte_count(info_.type, r.col);
     if (const auto bytes = file_->resident(); !bytes.empty()) return view{bytes.data() + first, pitch};
@@ -141,6 +143,12 @@ class stored_recipe final : public recipe {
     scattered,   // rows interleave: the whole tensor is one tile
   };
 
+  /// Rows of packed elements that do not end at a whole byte (4 rows of two 6-bit ones: 6 bytes) are walked as one row.
+  plane walked() const noexcept {
+    const plane all = plane_of(info_.shape);
+    return all.cols * bits_of(info_.type) % 8 == 0 ? all : plane{1, info_.elements()};
+  }
+
   void classify() {
     const shape_type& shape = info_.shape;
     const auto dense = row_major_strides(shape);
@@ -164,7 +172,7 @@ class stored_recipe final : public recipe {
 
   result<void> produce_contiguous(region r, tile out, scratch& work) const {
     const std::size_t row = row_bytes(r);
-    if (r.cols == plane_of(info_.shape).cols && out.pitch == row && file_->resident().empty())
+    if (r.cols == walked().cols && out.pitch == row && file_->resident().empty())
       return file_->read_at(offset_ + r.row * row, std::span(out.data, row * r.rows));
     TENSORSMITH_TRY(const view in, load(r, work));
     copy_rows(in, out, r.rows, row);

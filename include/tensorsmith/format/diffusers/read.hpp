@@ -29,6 +29,7 @@ struct diffusers_options {
   std::string variant;                  ///< "fp16", "non_ema", …: preferred where a component has it
   bool prefer_pickle = false;           ///< .bin before .safetensors
   std::vector<std::string> components;  ///< which models to read; empty: all
+  bool every_model = false;             ///< also those that this library builds no graph of (safety checkers, image encoders, …)
 };
 
 /// Folders that hold models, in the order in which packages list them.
@@ -73,9 +74,17 @@ inline void note_choice(const std::string& name, const std::vector<weight_file>&
     run.warn(name, "there is no variant " + quoted(options.variant) + "; " + quoted(files[0].name) + " is read instead");
 }
 
-/// Gives weights the names of names.hpp and drops what no network reads.
+/// True if a configuration's `key` is absent or has a value that contains `text`.
+inline bool may_be(const json_value& config, std::string_view key, std::string_view text) {
+  const json_value* value = config.find(key);
+  return !value || !value->as_string() || value->as_string()->find(text) != std::string::npos;
+}
+
+/// Gives weights the names of names.hpp and drops what no network reads. Other architectures under the same component names (T5 text
+/// encoders, other autoencoders) keep theirs.
 inline result<void> normalize_component(component& part, catalog read) {
-  const bool text = part.name.substr(0, 12) == "text_encoder", vae = part.name == "vae";
+  const bool text = part.name.substr(0, 12) == "text_encoder" && may_be(part.config, "model_type", "clip");
+  const bool vae = part.name == "vae" && may_be(part.config, "_class_name", "AutoencoderKL");
   std::vector<catalog_entry> entries;
   entries.reserve(read.size());
   for (const catalog_entry& entry : read.entries()) {
@@ -157,6 +166,10 @@ namespace detail {
 /// Whether model_index.json lists a component as present. @fails malformed, path (a name that is no folder name)
 inline result<bool> index_entry(const std::string& file, const std::string& name, const json_value& value) {
   const auto* pair = value.as_array();
+  const bool component = std::find(std::begin(diffusers_models), std::end(diffusers_models), name) != std::end(diffusers_models);
+  if (!pair && component && !value.is_null())
+    return failure{.code = errc::malformed, .what = "an entry of the index is no pair of names", .file = file, .place = "/" + name,
+                   .expected = "[library, class]", .found = std::string(value.kind())};
   if (!pair) return false;  // a scalar: an argument of the pipeline
   TENSORSMITH_CHECK(check_relative_path(name, file, "/" + name, false));
   const auto fine = [](const json_value& v) { return v.is_null() || v.as_string(); };
@@ -171,10 +184,24 @@ bool listed_in(const Names& names, std::string_view name) {
   return std::any_of(std::begin(names), std::end(names), [&](std::string_view n) { return n == name; });
 }
 
+/// Names in the order of a list, then the others as they were.
+template <class Names>
+void order_as(std::vector<std::string>& names, const Names& order) {
+  const auto rank = [&](const std::string& name) { return std::find(std::begin(order), std::end(order), name) - std::begin(order); };
+  std::stable_sort(names.begin(), names.end(), [&](const std::string& a, const std::string& b) { return rank(a) < rank(b); });
+}
+
+/// True if a folder has files that are named as weights of a component are.
+inline bool holds_weights(const std::string& folder) {
+  const result<std::vector<std::string>> names = os::is_folder(folder) ? component_files(folder) : std::vector<std::string>{};
+  weight_file file;
+  return names && std::any_of(names->begin(), names->end(), [&](const std::string& n) { return read_weight_file_name(n, file); });
+}
+
 }  // namespace detail
 
-/// Reads a pipeline folder. Models that `options.components` leaves out, and components that are neither models of this library nor side
-/// files (a safety checker), are noted and not read.
+/// Reads a pipeline folder. Models that `options.components` leaves out are noted and not read; so are, unless `options.every_model`,
+/// components that are neither models of this library nor side files (a safety checker).
 /// @fails mismatch (missing parts, with their paths), malformed, limit, path, io
 inline result<package> read_diffusers_folder(const std::string& path, const diffusers_options& options, job& run) {
   package out;
@@ -184,7 +211,7 @@ inline result<package> read_diffusers_folder(const std::string& path, const diff
     return failure{.code = errc::mismatch, .what = "the folder is no saved pipeline", .file = path, .expected = "model_index.json",
                    .found = os::is_folder(path) ? "a folder without it" : "no folder"};
   TENSORSMITH_TRY(out.index, detail::read_config(path, "model_index.json", run.limits));
-  std::vector<std::string> models, sides;
+  std::vector<std::string> models, others, sides;
   for (const auto& [name, value] : *out.index.as_object()) {
     if (name.substr(0, 1) == "_") continue;
     TENSORSMITH_TRY(const bool present, detail::index_entry(index_file, name, value));
@@ -195,22 +222,25 @@ inline result<package> read_diffusers_folder(const std::string& path, const diff
       else run.info(name, "left out: not among the components asked for");
     } else if (detail::listed_in(diffusers_side_folders, name)) {
       sides.push_back(name);
+    } else if (options.every_model) {
+      (detail::holds_weights(join_path(path, name)) ? others : sides).push_back(name);
     } else {
       run.info(name, "left out on purpose: no part of the conversion");
     }
   }
-  for (const std::string_view name : diffusers_models)
-    if (detail::listed_in(models, name)) {
-      TENSORSMITH_TRY(component part, read_diffusers_component(join_path(path, name), std::string(name), options, run));
-      out.components.push_back(std::move(part));
-    }
-  for (const std::string_view name : diffusers_side_folders) {
-    if (!detail::listed_in(sides, name)) continue;
+  detail::order_as(models, diffusers_models);
+  detail::order_as(sides, diffusers_side_folders);
+  models.insert(models.end(), others.begin(), others.end());
+  for (const std::string& name : models) {
+    TENSORSMITH_TRY(component part, read_diffusers_component(join_path(path, name), name, options, run));
+    out.components.push_back(std::move(part));
+  }
+  for (const std::string& name : sides) {
     if (!os::is_folder(join_path(path, name))) {
-      run.warn(std::string(name), "the index lists it, but the folder " + quoted(join_path(path, name)) + " is missing");
+      run.warn(name, "the index lists it, but the folder " + quoted(join_path(path, name)) + " is missing");
       continue;
     }
-    TENSORSMITH_CHECK(add_side_folder(out.side_files, join_path(path, name), std::string(name), run));
+    TENSORSMITH_CHECK(add_side_folder(out.side_files, join_path(path, name), name, run));
   }
   return out;
 }

@@ -113,7 +113,7 @@ inline result<void> plan_outside(component_plan& plan, const onnx_write_options&
     TENSORSMITH_CHECK(fill_tensor_head(out, name, tensor.type(), tensor.shape()));
     const std::uint64_t bytes = tensor.info().bytes();
     const auto stored = plan.mode == weights_mode::in_place ? tensor.source->stored() : std::nullopt;
-    const bool in_file = stored && stored->source->descriptor() >= 0;
+    const bool in_file = stored && stored->source->in_file();
     if (bytes >= onnx_inline_below && in_file) {
       add_external(out, names.of(stored->source, plan.references), stored->offset, stored->length);
     } else if (bytes < onnx_inline_below || (plan.mode == weights_mode::in_place && bytes <= onnx_inline_unstored)) {

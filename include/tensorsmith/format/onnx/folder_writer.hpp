@@ -101,7 +101,7 @@ class onnx_folder_writer {
   std::vector<std::string> source_paths() const {
     std::set<std::string> paths;
     if (!models_.source.empty()) paths.insert(models_.source);
-    for_each_stored([&](const byte_source& s) { if (s.descriptor() >= 0) paths.insert(s.name()); });
+    for_each_stored([&](const byte_source& s) { if (s.in_file()) paths.insert(s.name()); });
     return {paths.begin(), paths.end()};
   }
 

@@ -143,21 +143,14 @@ class safetensors_header_handler {
   /// Orders the entries by offset and proves that the keys are unique. @fails malformed
   result<void> finish(const std::string& file) {
     std::vector<safetensors_entry>& entries = header_.entries;
-    std::vector<std::uint32_t> order(entries.size());
-    for (std::size_t i = 0; i < order.size(); ++i) order[i] = static_cast<std::uint32_t>(i);
-    std::sort(order.begin(), order.end(), [&](std::uint32_t a, std::uint32_t b) {
-      const int compared = entries[a].name.compare(entries[b].name);
-      return compared != 0 ? compared < 0 : a < b;
-    });
+    const std::vector<std::uint32_t> order = order_by_name(entries.size(), [&](std::size_t i) { return std::string_view(entries[i].name); });
     for (std::size_t i = 1; i < order.size(); ++i)
       if (entries[order[i]].name == entries[order[i - 1]].name)
         return failure{.code = errc::malformed, .what = "the tensor " + quoted(entries[order[i]].name) + " appears twice in the header",
                        .file = file, .place = "byte offset " + std::to_string(starts_[order[i]]), .expected = "unique names",
                        .found = "entries at byte offsets " + std::to_string(starts_[order[i - 1]]) + " and " +
                                 std::to_string(starts_[order[i]])};
-    std::stable_sort(entries.begin(), entries.end(), [](const safetensors_entry& a, const safetensors_entry& b) {
-      return a.begin != b.begin ? a.begin < b.begin : a.end < b.end;
-    });
+    sort_by_offset();
     return {};
   }
 
@@ -185,16 +178,41 @@ class safetensors_header_handler {
                   std::string(wanted[k]), found);
   }
 
+  /// Entries of one range keep the order of the text. Positions are sorted, not entries, and entries move once at most.
+  void sort_by_offset() {
+    std::vector<safetensors_entry>& entries = header_.entries;
+    const auto before = [](const safetensors_entry& a, const safetensors_entry& b) { return a.begin != b.begin ? a.begin < b.begin : a.end < b.end; };
+    if (std::is_sorted(entries.begin(), entries.end(), before)) return;
+    std::vector<std::uint32_t> order(entries.size());
+    for (std::size_t i = 0; i < order.size(); ++i) order[i] = static_cast<std::uint32_t>(i);
+    std::sort(order.begin(), order.end(), [&](std::uint32_t a, std::uint32_t b) {
+      return before(entries[a], entries[b]) || (!before(entries[b], entries[a]) && a < b);
+    });
+    for (std::size_t start = 0; start < order.size(); ++start) {  // along each cycle of the permutation
+      if (order[start] == start) continue;
+      safetensors_entry displaced = std::move(entries[start]);
+      std::size_t at = start;
+      while (order[at] != start) {
+        const std::size_t from = order[at];
+        entries[at] = std::move(entries[from]);
+        order[at] = static_cast<std::uint32_t>(at);
+        at = from;
+      }
+      entries[at] = std::move(displaced);
+      order[at] = static_cast<std::uint32_t>(at);
+    }
+  }
+
   /// Checks an entry by itself: fields present, no overflow, bytes = elements × size. Products are checked at every step, also
   /// where a later dimension is 0, as the reference implementation does.
   bool finish_entry(json_cursor& c) {
     const safetensors_entry& e = header_.entries.back();
-    const std::string who = "the tensor " + quoted(e.name);
+    const auto who = [&] { return "the tensor " + quoted(e.name); };
     constexpr std::string_view names[] = {"dtype", "shape", "data_offsets"};
     for (unsigned k = 0; k < 3; ++k)
-      if (!(seen_ & (1U << k))) return c.fail(errc::malformed, who + " has no " + std::string(names[k]));
+      if (!(seen_ & (1U << k))) return c.fail(errc::malformed, who() + " has no " + std::string(names[k]));
     if (e.end < e.begin)
-      return c.fail(errc::malformed, who + " ends before it begins", "begin ≤ end",
+      return c.fail(errc::malformed, who() + " ends before it begins", "begin ≤ end",
                     "data_offsets [" + std::to_string(e.begin) + ", " + std::to_string(e.end) + "]");
     std::uint64_t elements = 1, bits = 0;
     bool overflow = false, too_large = false;
@@ -203,14 +221,14 @@ class safetensors_header_handler {
       too_large = too_large || extent >= bounds_.elements;
     }
     overflow = overflow || __builtin_mul_overflow(elements, static_cast<std::uint64_t>(bits_of(e.type)), &bits);
-    if (overflow) return c.fail(errc::malformed, "the size of " + who + " overflows 64 bits", {}, "shape " + to_string(e.shape));
+    if (overflow) return c.fail(errc::malformed, "the size of " + who() + " overflows 64 bits", {}, "shape " + to_string(e.shape));
     if (too_large || elements >= bounds_.elements)
-      return c.fail(errc::limit, who + " is too large", "fewer than " + std::to_string(bounds_.elements) + " elements",
+      return c.fail(errc::limit, who() + " is too large", "fewer than " + std::to_string(bounds_.elements) + " elements",
                     "shape " + to_string(e.shape), "raise limits::elements (--max-elements) if you trust it");
     if (bits % 8 != 0)
-      return c.fail(errc::malformed, who + " does not fill whole bytes", "a multiple of 8 bits", std::to_string(bits) + " bits");
+      return c.fail(errc::malformed, who() + " does not fill whole bytes", "a multiple of 8 bits", std::to_string(bits) + " bits");
     if (e.end - e.begin != bits / 8)
-      return c.fail(errc::malformed, who + " has the wrong number of bytes",
+      return c.fail(errc::malformed, who() + " has the wrong number of bytes",
                     std::to_string(bits / 8) + " bytes for " + std::string(safetensors_name(e.type)) + " " + to_string(e.shape),
                     std::to_string(e.end - e.begin));
     return true;

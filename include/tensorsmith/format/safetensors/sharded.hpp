@@ -26,6 +26,7 @@ struct shard_index {
   std::vector<std::string> shards;  ///< file names in the index's folder, sorted
   std::vector<std::pair<std::string, std::uint32_t>> tensors;  ///< name and position in `shards`, sorted by name
   std::optional<std::uint64_t> total_size;                     ///< metadata.total_size: bytes of all tensors
+  std::shared_ptr<const steady_folder> folder{};               ///< the folder that the index was read from
 
   /// The path of shard `k`.
   std::string shard_path(std::size_t k) const {
@@ -141,14 +142,23 @@ inline result<void> check_shards_exist(const shard_index& index) {
 
 }  // namespace detail
 
-/// Reads an index. Nothing else is opened. @fails malformed, limit, path (a file name that leaves the folder), io
-inline result<shard_index> read_shard_index(const std::string& path, const limits& bounds = {}) {
+/// The contents of an index that lies at `path`, from its text. @fails malformed, limit, path (a file name that leaves the folder)
+inline result<shard_index> parse_shard_index(std::string_view text, const std::string& path, const limits& bounds = {}) {
   shard_index out;
   out.path = path;
-  TENSORSMITH_TRY(const std::string text, read_text_file(path, bounds.index_bytes));
   detail::shard_index_handler handler(out, bounds);
   TENSORSMITH_CHECK(walk_json(text, path, handler, {.depth = bounds.json_depth}));
   TENSORSMITH_CHECK(handler.finish());
+  return out;
+}
+
+/// Reads an index. Nothing else is opened. @fails malformed, limit, path (a file name that leaves the folder), io
+inline result<shard_index> read_shard_index(const std::string& path, const limits& bounds = {}) {
+  TENSORSMITH_TRY(auto folder, steady_folder::begin(std::string(parent_path(path))));
+  TENSORSMITH_TRY(const auto file, open_file(path));
+  TENSORSMITH_TRY(const std::string text, read_text(*file, bounds.index_bytes, "limits::index_bytes (--max-index)"));
+  TENSORSMITH_TRY(shard_index out, parse_shard_index(text, path, bounds));
+  out.folder = std::make_shared<const steady_folder>(std::move(folder));
   return out;
 }
 
@@ -163,8 +173,9 @@ result<catalog> join_shards(const shard_index& index, OpenShard&& open, job& run
   std::vector<std::string> absent, unlisted;
   std::vector<bool> found(index.tensors.size(), false);
   std::uint64_t bytes = 0;
+  const auto descriptors = std::make_shared<descriptor_pool>();  // a model may have more shards than a process may open files
   for (std::size_t k = 0; k < index.shards.size(); ++k) {
-    TENSORSMITH_TRY(auto file, open_file_below(folder, index.shards[k], index.path));
+    TENSORSMITH_TRY(auto file, open_file_below(folder, index.shards[k], index.path, false, descriptors));
     TENSORSMITH_TRY(const catalog part, open(std::move(file)));
     bytes += part.bytes();
     for (const catalog_entry& e : part.entries()) {
@@ -178,6 +189,7 @@ result<catalog> join_shards(const shard_index& index, OpenShard&& open, job& run
       planned.push_back(e);
     }
   }
+  if (index.folder) TENSORSMITH_CHECK(index.folder->check());
   for (std::size_t i = 0; i < found.size(); ++i)
     if (!found[i]) absent.push_back(index.shards[index.tensors[i].second] + ": " + index.tensors[i].first);
   const auto refuse = [&](std::string what, const std::vector<std::string>& names) {

@@ -25,6 +25,7 @@ TENSORSMITH_BEGIN_NAMESPACE
 class pickle_machine : private pickle_state {
  public:
   using pickle_state::pickle_state;
+  using pickle_state::starved;
 
   /// Runs up to STOP. With `whole`, bytes behind STOP are an error.
   result<pickle_document> run(bool whole) {
@@ -40,6 +41,7 @@ class pickle_machine : private pickle_state {
     while (!error_ && doc_.root_ == pickle_document::nothing) {
       op_at_ = at_;
       if (at_ == bytes_.size()) {
+        starved_ = true;
         fail(errc::malformed, "the pickle has no STOP", "an opcode", "the end of the data");
         break;
       }
@@ -276,7 +278,9 @@ class pickle_machine : private pickle_state {
     if (!length || !has(*length)) return false;
     const std::size_t first = at_;
     at_ += static_cast<std::size_t>(*length);
-    return push(add_input(kind, first, static_cast<std::size_t>(*length)));
+    const bool raw = op_ == 'U' || op_ == 'T';
+    return push(add(kind, static_cast<std::uint32_t>(first), static_cast<std::uint32_t>(*length), 0,
+                    raw ? pickle_document::raw_text : std::uint8_t{0}));
   }
   static int hex_digit(char c) noexcept {
     return c >= '0' && c <= '9' ? c - '0' : c >= 'a' && c <= 'f' ? c - 'a' + 10 : c >= 'A' && c <= 'F' ? c - 'A' + 10 : -1;
@@ -592,16 +596,21 @@ class pickle_machine : private pickle_state {
     const std::string_view coding = doc_.text(encoding);
     if (coding != "latin1" && coding != "latin-1")
       return fail(errc::unsupported, quoted(doc_.full_name(callable)) + " uses an unknown encoding", "'latin1'", quoted(coding));
-    const std::string from(doc_.text(text));
+    const std::string_view from = doc_.text(text);
     std::string out;
-    std::uint32_t point = 0;
-    for (std::size_t i = 0; i < from.size();) {
-      const std::size_t length = detail::utf8_sequence(from, i, point);
-      if (length == 0 || point > 0xFF)
+    out.reserve(from.size());
+    for (std::size_t i = 0; i < from.size(); ++i) {
+      const auto lead = static_cast<unsigned char>(from[i]);
+      if (lead < 0x80) {
+        out += from[i];
+        continue;
+      }
+      const auto next = i + 1 < from.size() ? static_cast<unsigned char>(from[i + 1]) : 0U;
+      if ((lead != 0xC2 && lead != 0xC3) || (next & 0xC0U) != 0x80)  // U+0080 to U+00FF are two bytes in UTF-8
         return fail(errc::malformed, "a text that stands for bytes has other characters", "characters below 256",
                     "byte offset " + std::to_string(i));
-      out += static_cast<char>(static_cast<unsigned char>(point));
-      i += length;
+      out += static_cast<char>(static_cast<unsigned char>(((lead & 3U) << 6) | (next & 0x3FU)));
+      ++i;
     }
     return push(add_own(pickle_kind::bytes, out));
   }
@@ -630,35 +639,58 @@ class pickle_machine : private pickle_state {
     return true;
   }
 
-  /// A persistent id is ("storage", class, key, location, number of elements).
+  /// What a persistent id stands for: a storage, a class with its source, a number.
   bool persistent_id() {
     if (!depth_of_stack(1)) return false;
     const id pid = pop();
-    if (doc_.kind(pid) != pickle_kind::tuple)
+    const pickle_kind kind = doc_.kind(pid);
+    if (ids_ == persistent_ids::none)
+      return fail(errc::unsupported, "the pickle refers to data outside of itself", "values", "a persistent id",
+                  "open the file of torch.save that this pickle was taken from");
+    if (ids_ == persistent_ids::numbers && (kind == pickle_kind::integer || kind == pickle_kind::text))
+      return push(add(pickle_kind::reference, pid));
+    if (kind != pickle_kind::tuple)
       return fail(errc::malformed, "the persistent id is no tuple", "(\"storage\", class, key, location, numel)",
-                  std::string(name_of(doc_.kind(pid))));
+                  std::string(name_of(kind)));
     const std::vector<id> parts = doc_.items(pid);
-    if (!parts.empty() && doc_.is_text(parts[0], "module"))
+    if (ids_ == persistent_ids::numbers) return module_class(parts, 0);
+    if (!parts.empty() && doc_.is_text(parts[0], "module")) {
+      if (ids_ == persistent_ids::storage_views) return module_class(parts, 1);
       return fail(errc::unsupported, "the file holds a pickled module with its source", "a storage", "\"module\"");
-    if (parts.size() != 5)
-      return fail(errc::malformed, "the persistent id has a wrong number of fields", "5", std::to_string(parts.size()));
-    if (!doc_.is_text(parts[0], "storage"))
-      return fail(errc::malformed, "field 0 of the persistent id is wrong", "\"storage\"",
-                  std::string(name_of(doc_.kind(parts[0]))));
+    }
+    const std::size_t fields = ids_ == persistent_ids::storage_views ? 6 : 5;
+    if (parts.size() != fields)
+      return fail(errc::malformed, "the persistent id has a wrong number of fields", std::to_string(fields),
+                  std::to_string(parts.size()));
+    return storage_fields(parts) && push(add(pickle_kind::storage, pid));
+  }
+  /// A class that was pickled with its source: the class, as if it had none.
+  bool module_class(const std::vector<id>& parts, std::size_t at) {
+    if (parts.size() != at + 3 || doc_.kind(parts[at]) != pickle_kind::global)
+      return fail(errc::malformed, "the persistent id of a class is wrong", "a class, its file and its source",
+                  std::to_string(parts.size()) + " fields");
+    return push(parts[at]);
+  }
+  bool storage_fields(const std::vector<id>& parts) {
+    const auto wrong = [&](const char* field, const char* expected, id n) {
+      return fail(errc::malformed, std::string("field ") + field + " of the persistent id is wrong", expected,
+                  doc_.kind(n) == pickle_kind::integer  ? std::to_string(doc_.integer(n))
+                  : doc_.kind(n) == pickle_kind::global ? quoted(doc_.full_name(n))
+                                                        : std::string(name_of(doc_.kind(n))));
+    };
+    const auto is_count = [&](id n) { return doc_.kind(n) == pickle_kind::integer && doc_.integer(n) >= 0; };
+    if (!doc_.is_text(parts[0], "storage")) return wrong("0", "\"storage\"", parts[0]);
     if (doc_.kind(parts[1]) != pickle_kind::global || doc_.symbol(parts[1]) != torch_symbol::storage_class)
-      return fail(errc::malformed, "field 1 (class) of the persistent id is wrong", "a storage class",
-                  doc_.kind(parts[1]) == pickle_kind::global ? quoted(doc_.full_name(parts[1]))
-                                                             : std::string(name_of(doc_.kind(parts[1]))));
-    for (const std::size_t i : {std::size_t{2}, std::size_t{3}})
-      if (doc_.kind(parts[i]) != pickle_kind::text)
-        return fail(errc::malformed,
-                    i == 2 ? "field 2 (key) of the persistent id is wrong" : "field 3 (location) of the persistent id is wrong",
-                    "a string", std::string(name_of(doc_.kind(parts[i]))));
-    if (doc_.kind(parts[4]) != pickle_kind::integer || doc_.integer(parts[4]) < 0)
-      return fail(errc::malformed, "field 4 (numel) of the persistent id is wrong", "a number of elements from 0 to 2^63 - 1",
-                  doc_.kind(parts[4]) == pickle_kind::integer ? std::to_string(doc_.integer(parts[4]))
-                                                              : std::string(name_of(doc_.kind(parts[4]))));
-    return push(add(pickle_kind::storage, pid));
+      return wrong("1 (class)", "a storage class", parts[1]);
+    if (doc_.kind(parts[2]) != pickle_kind::text) return wrong("2 (key)", "a string", parts[2]);
+    if (doc_.kind(parts[3]) != pickle_kind::text) return wrong("3 (location)", "a string", parts[3]);
+    if (!is_count(parts[4])) return wrong("4 (numel)", "a number of elements from 0 to 2^63 - 1", parts[4]);
+    if (parts.size() < 6 || doc_.kind(parts[5]) == pickle_kind::none) return true;
+    const char* view = "None or (key, offset, numel)";
+    if (doc_.kind(parts[5]) != pickle_kind::tuple || doc_.count(parts[5]) != 3) return wrong("5 (view)", view, parts[5]);
+    const std::vector<id> of = doc_.items(parts[5]);
+    if (doc_.kind(of[0]) != pickle_kind::text || !is_count(of[1]) || !is_count(of[2])) return wrong("5 (view)", view, parts[5]);
+    return true;
   }
 };
 
@@ -667,8 +699,8 @@ class pickle_machine : private pickle_state {
 /// @fails malformed, limit (bytes, opcodes, depth, integers, names), unsupported (protocol, blocked globals, buffers).
 inline result<pickle_document> parse_pickle(std::shared_ptr<const std::vector<std::byte>> bytes, std::string file,
                                             std::string entry, const limits& bounds = {}, std::size_t start = 0,
-                                            bool whole = true) {
-  return pickle_machine(std::move(bytes), start, std::move(file), std::move(entry), bounds).run(whole);
+                                            bool whole = true, persistent_ids ids = persistent_ids::storages) {
+  return pickle_machine(std::move(bytes), start, std::move(file), std::move(entry), bounds, ids).run(whole);
 }
 
 TENSORSMITH_END_NAMESPACE

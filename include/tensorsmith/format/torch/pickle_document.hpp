@@ -36,15 +36,24 @@ enum class pickle_kind : std::uint8_t {
   set,
   global,   ///< a name of Python: module and name
   object,   ///< what a callable would make of arguments: callable, arguments, state, items; never made
-  storage,  ///< a persistent id: its tuple
+  storage,    ///< a persistent id: its tuple
+  reference,  ///< a persistent id that is only a number: a tensor described elsewhere (tar files of torch 0.1)
 };
 
 constexpr std::string_view name_of(pickle_kind kind) noexcept {
   constexpr std::string_view names[] = {"None",     "a boolean", "an integer", "a large integer", "a float",
                                         "a string", "bytes",     "a list",     "a tuple",         "a dict",
-                                        "a set",    "a global",  "an object",  "a storage"};
+                                        "a set",    "a global",  "an object",  "a storage",     "a reference"};
   return names[static_cast<std::size_t>(kind)];
 }
+
+namespace detail {
+/// Text of a file that reads better without quotes: as it is, or quoted where it holds what a terminal must not see.
+inline std::string printable(std::string text) {
+  std::string safe = quoted(text);
+  return safe.size() == text.size() + 2 ? std::move(text) : std::move(safe);
+}
+}  // namespace detail
 
 /// The values of one pickle. Nodes are numbered; a node may be part of several others, even of itself. 16 bytes a node, so
 /// that a pickle costs a small multiple of its bytes whatever it says.
@@ -54,12 +63,12 @@ class pickle_document {
   static constexpr id nothing = 0xFFFFFFFF;
 
   id root() const noexcept { return root_; }
-  /// Offset behind STOP: where the next pickle of a stream starts.
+  /// Offset behind STOP in the bytes that were parsed: where the next pickle of a stream starts.
   std::size_t end() const noexcept { return end_; }
   std::size_t size() const noexcept { return nodes_.size(); }
   pickle_kind kind(id n) const noexcept { return nodes_[n].kind; }
   /// Offset of the opcode that made the node.
-  std::size_t at(id n) const noexcept { return nodes_[n].at; }
+  std::size_t at(id n) const noexcept { return bias_ + nodes_[n].at; }
 
   bool boolean(id n) const noexcept { return nodes_[n].a != 0; }
   std::int64_t integer(id n) const noexcept { return static_cast<std::int64_t>(wide(n)); }
@@ -69,6 +78,15 @@ class pickle_document {
     const node& v = nodes_[n];
     const char* base = v.flags & own_text ? own_.data() : reinterpret_cast<const char*>(input_->data());
     return {base + v.a, v.b};
+  }
+  /// Where the characters of a text or bytes lie in the bytes that were parsed, if they lie there as such.
+  std::optional<std::size_t> input_offset(id n) const noexcept {
+    if (nodes_[n].flags & own_text) return std::nullopt;
+    return nodes_[n].a;
+  }
+  /// True for bytes, and for a str of Python 2, which stands for bytes as well.
+  bool is_byte_string(id n) const noexcept {
+    return kind(n) == pickle_kind::bytes || (kind(n) == pickle_kind::text && (nodes_[n].flags & raw_text) != 0);
   }
   bool is_text(id n, std::string_view value) const noexcept { return kind(n) == pickle_kind::text && text(n) == value; }
 
@@ -88,6 +106,7 @@ class pickle_document {
   /// Items of a list, tuple, set; key, value, key, value… of a dict; what was appended to an object.
   std::vector<id> items(id n) const {
     std::vector<id> out;
+    out.reserve(count(n));
     if (kind(n) == pickle_kind::tuple) {
       for (std::uint32_t i = 0; i < nodes_[n].b; ++i) out.push_back(items_[nodes_[n].a + i]);
       return out;
@@ -95,6 +114,21 @@ class pickle_document {
     for (std::uint32_t s = first_run(n); s != nothing; s = runs_[s].next)
       for (std::uint32_t i = 0; i < runs_[s].count; ++i) out.push_back(items_[runs_[s].first + i]);
     return out;
+  }
+  /// Calls `see(key, value)` for each pair of a dict, in order, without a copy of them all.
+  template <class See>
+  void each_pair(id dict, See&& see) const {
+    id key = nothing;
+    for (std::uint32_t s = first_run(dict); s != nothing; s = runs_[s].next)
+      for (std::uint32_t i = 0; i < runs_[s].count; ++i) {
+        const id item = items_[runs_[s].first + i];
+        if (key == nothing) {
+          key = item;
+        } else {
+          see(key, item);
+          key = nothing;
+        }
+      }
   }
 
   id callable(id object) const noexcept { return objects_[nodes_[object].a].callable; }
@@ -106,13 +140,13 @@ class pickle_document {
     const id c = callable(object);
     return kind(c) == pickle_kind::global ? symbol(c) : torch_symbol::unknown;
   }
-  /// The tuple of a persistent id.
+  /// The tuple of a storage, the number (or a text of digits) of a reference.
   id persistent(id storage) const noexcept { return nodes_[storage].a; }
   /// The global an object came from, for messages: "pytorch_lightning.callbacks.ModelCheckpoint".
   std::string class_of(id object) const {
     id c = object;
     for (int i = 0; i < 8 && kind(c) == pickle_kind::object; ++i) c = callable(c);
-    return kind(c) == pickle_kind::global ? full_name(c) : std::string(name_of(kind(c)));
+    return kind(c) == pickle_kind::global ? detail::printable(full_name(c)) : std::string(name_of(kind(c)));
   }
 
   /// Everything directly below a node.
@@ -130,6 +164,7 @@ class pickle_document {
           if (c != nothing) out.push_back(c);
         return out;
       case pickle_kind::storage:
+      case pickle_kind::reference:
         return {persistent(n)};
       default:
         return out;
@@ -139,7 +174,8 @@ class pickle_document {
  private:
   friend class pickle_state;
   friend class pickle_machine;
-  static constexpr std::uint8_t own_text = 1, mapping = 2;  // flags: text lies in own_; a dict that Python gave attributes
+  // flags: text lies in own_; a dict that Python gave attributes; a str of Python 2
+  static constexpr std::uint8_t own_text = 1, mapping = 2, raw_text = 4;
 
   struct node {
     pickle_kind kind;
@@ -167,7 +203,7 @@ class pickle_document {
   std::deque<run> runs_;
   std::deque<object_parts> objects_;
   id root_ = nothing;
-  std::size_t end_ = 0;
+  std::size_t end_ = 0, bias_ = 0;
 };
 
 TENSORSMITH_END_NAMESPACE

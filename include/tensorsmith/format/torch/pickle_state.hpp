@@ -8,6 +8,7 @@
 #include <charconv>
 #include <cstddef>
 #include <cstdint>
+#include <deque>
 #include <map>
 #include <memory>
 #include <optional>
@@ -22,15 +23,27 @@
 
 TENSORSMITH_BEGIN_NAMESPACE
 
+/// What the persistent ids of a pickle look like: how it refers to data outside of itself.
+enum class persistent_ids : std::uint8_t {
+  storages,       ///< ("storage", class, key, location, numel): zip containers
+  storage_views,  ///< the same with a sixth field, None or (key, offset, numel); and ("module", class, file, source): legacy streams
+  numbers,        ///< numbers of tensors, and (class, file, source): tar files
+  none,           ///< no data outside: a pickle of its own
+};
+
 /// What the machine works on. Functions that return false have set the error.
 class pickle_state {
  public:
   pickle_state(std::shared_ptr<const std::vector<std::byte>> bytes, std::size_t start, std::string file, std::string entry,
-               const limits& bounds)
-      : bytes_(*bytes), at_(start), file_(std::move(file)), entry_(std::move(entry)), limits_(bounds) {
+               const limits& bounds, persistent_ids ids = persistent_ids::storages, std::size_t bias = 0)
+      : bytes_(*bytes), at_(start), file_(std::move(file)), entry_(std::move(entry)), limits_(bounds), ids_(ids) {
+    doc_.bias_ = bias;
     doc_.input_ = std::move(bytes);
     limits_.pickle_depth = std::min<std::uint64_t>(limits_.pickle_depth, 60000);  // depths are kept in 16 bits
   }
+
+  /// True if the machine failed because the bytes ended: with more of them it may succeed.
+  bool starved() const noexcept { return starved_; }
 
  protected:
   using id = pickle_document::id;
@@ -40,7 +53,8 @@ class pickle_state {
   bool fail(errc code, std::string what, std::string expected = {}, std::string found = {}, std::string advice = {}) {
     if (error_) return false;
     std::string place = entry_.empty() ? "" : entry_ + ", ";
-    place += "opcode " + pickle_opcode_name(op_) + " at byte offset " + std::to_string(op_at_);
+    if (op_at_ < bytes_.size()) place += "opcode " + pickle_opcode_name(op_) + " at ";
+    place += "byte offset " + std::to_string(doc_.bias_ + op_at_);
     error_ = failure{.code = code,
                      .what = std::move(what),
                      .file = file_,
@@ -55,6 +69,7 @@ class pickle_state {
 
   bool has(std::uint64_t count) {
     if (count <= bytes_.size() - at_) return true;
+    starved_ = true;
     return fail(errc::malformed, "the pickle ends inside an operand", std::to_string(count) + " bytes",
                 std::to_string(bytes_.size() - at_) + " left");
   }
@@ -72,7 +87,8 @@ class pickle_state {
     const std::string_view rest(reinterpret_cast<const char*>(bytes_.data() + at_), most);
     const std::size_t end = rest.find('\n');
     if (end == rest.npos) {
-      if (most == bytes_.size() - at_)
+      starved_ = most == bytes_.size() - at_;
+      if (starved_)
         fail(errc::malformed, "a text operand does not end", "a line feed", "the end of the data");
       else
         fail(errc::limit, "a text operand is too long", std::to_string(most) + " bytes at most", "more",
@@ -101,7 +117,9 @@ class pickle_state {
     const id n = add(kind, static_cast<std::uint32_t>(doc_.own_.size()), static_cast<std::uint32_t>(text.size()), tag,
                      pickle_document::own_text);
     doc_.own_ += text;
-    if (doc_.own_.size() > 0x7FFFFFFF) fail(errc::limit, "the pickle's texts are too large");
+    if (const std::size_t most = bytes_.size() + (1u << 20); doc_.own_.size() > std::min<std::size_t>(most, 0x7FFFFFFF))
+      fail(errc::limit, "the pickle makes the same texts again and again", std::to_string(most) + " bytes of them at most", "more",
+           "no program writes such files");
     return n;
   }
   bool push(id n) {
@@ -144,6 +162,7 @@ class pickle_state {
       case pickle_kind::set:
       case pickle_kind::object:
       case pickle_kind::storage:
+      case pickle_kind::reference:
         return true;
       default:
         return false;
@@ -228,7 +247,7 @@ class pickle_state {
   std::string file_, entry_;
   limits limits_;
   pickle_document doc_;
-  std::vector<id> stack_;
+  std::deque<id> stack_;  // grows without a copy of it all
   std::vector<std::size_t> marks_;
   std::vector<id> memo_;
   std::map<std::uint64_t, id> far_memo_;
@@ -236,6 +255,8 @@ class pickle_state {
   std::optional<failure> error_;
   std::uint8_t op_ = 0;
   std::size_t op_at_ = 0;
+  persistent_ids ids_;
+  bool starved_ = false;
   id none_ = 0, false_ = 0, true_ = 0, empty_tuple_ = 0;
 };
 

@@ -2,8 +2,9 @@
 //
 // tensorsmith/format/torch/read.hpp: checkpoints that torch.save wrote, read without executing anything.
 //
-// Include this to open .pt, .pth, .ckpt and .bin files of torch 1.6 and later (zip containers). Views, transposed and shared
-// storages are honoured through strides; the CRC-32 of each storage is compared before its first tile.
+// Include this to open .pt, .pth, .ckpt, .bin and .pkl files: zip containers (torch 1.6 and later), legacy streams (0.1.10 to
+// 1.5), tar files (before), bare pickles of numpy arrays. Views, transposed and shared storages are honoured through strides; the
+// CRC-32 of a zip's storage is compared before its first tile.
 #pragma once
 
 #include <algorithm>
@@ -19,8 +20,11 @@
 #include <utility>
 #include <vector>
 
+#include "tensorsmith/format/torch/bare.hpp"
+#include "tensorsmith/format/torch/legacy.hpp"
 #include "tensorsmith/format/torch/pickle.hpp"
 #include "tensorsmith/format/torch/tag.hpp"
+#include "tensorsmith/format/torch/tar.hpp"
 #include "tensorsmith/format/torch/tensors.hpp"
 #include "tensorsmith/format/torch/walk.hpp"
 #include "tensorsmith/io/zip.hpp"
@@ -33,15 +37,14 @@ enum class torch_container : std::uint8_t {
   zip,     ///< torch 1.6 and later; other zip archives look the same until they are opened
   legacy,  ///< torch 0.1.10 to 1.5: pickles one after the other, then raw storages
   tar,     ///< torch up to 0.1.9
-  pickle,  ///< a pickle without torch's framing
+  pickle,  ///< a pickle and nothing else
 };
 
 /// Recognises a container by the first 264 bytes of a file (fewer if the file is shorter).
 inline torch_container torch_container_of(std::span<const std::byte> head) noexcept {
   const std::string_view text(reinterpret_cast<const char*>(head.data()), head.size());
-  constexpr std::string_view legacy("\x80\x02\x8A\x0A\x6C\xFC\x9C\x46\xF9\x20\x6A\xA8\x50\x19\x2E", 15);
   if (text.substr(0, 4) == "PK\x03\x04" || text.substr(0, 4) == "PK\x05\x06") return torch_container::zip;
-  if (text.substr(0, 15) == legacy) return torch_container::legacy;
+  if (detail::legacy_magic_bytes(text) != 0) return torch_container::legacy;
   if (text.size() >= 262 && text.substr(257, 5) == "ustar") return torch_container::tar;
   if (text.size() >= 2 && text[0] == '\x80' && text[1] >= 2 && text[1] <= 5) return torch_container::pickle;
   return torch_container::none;
@@ -64,7 +67,10 @@ class torch_zip_reader {
                     parse_pickle(std::make_shared<const std::vector<std::byte>>(std::move(bytes)), file(), place, limits_));
     torch_tensors tensors(
         doc, file(), place, [this](std::string_view key) { return record(key); }, limits_);
+    if (pickle->method == 0) tensors.pickle_lies_in(archive_.file(), pickle->data_offset);
+    if (big_endian_) tensors.storages_are_big_endian();
     TENSORSMITH_TRY(torch_checkpoint out, torch_walk(doc, tensors, file(), place, limits_).run(select));
+    tensors.note_shared_bytes();
     note_unused(tensors);
     notes_.insert(notes_.end(), tensors.notes().begin(), tensors.notes().end());
     out.notes = std::move(notes_);
@@ -139,9 +145,11 @@ class torch_zip_reader {
     }
     TENSORSMITH_TRY(const std::string order, small_text(*e, 32));
     if (order == "little") return {};
-    if (order == "big")
-      return fail(errc::unsupported, "zip entry " + quoted(e->name), "the storages are big-endian", "'little'", "'big'",
-                  "save the file again on a little-endian machine");
+    if (order == "big") {
+      big_endian_ = true;
+      notes_.push_back({note::level::info, file(), "The storages are big-endian: their bytes are swapped as they are read."});
+      return {};
+    }
     return fail(errc::malformed, "zip entry " + quoted(e->name), "the byte order is unknown", "'little' or 'big'", quoted(order));
   }
   result<std::string> small_text(const zip_entry& e, std::uint64_t most) const {
@@ -203,34 +211,11 @@ class torch_zip_reader {
   zip_archive archive_;
   limits limits_;
   std::string root_;
+  bool big_endian_ = false;
   std::vector<note> notes_;
 };
 
-inline failure not_a_torch_zip(const byte_source& file, torch_container kind, std::span<const std::byte> head) {
-  const char* found = "";
-  const char* advice = "save it again with torch 1.6 or later, or as .safetensors";
-  switch (kind) {
-    case torch_container::legacy:
-      found = "a file of torch 0.1.10 to 1.5";
-      break;
-    case torch_container::tar:
-      found = "a tar file of torch 0.1";
-      break;
-    case torch_container::pickle:
-      found = "a pickle that torch.save did not write";
-      break;
-    default:
-      found = nullptr;
-      advice = "";
-  }
-  if (found)
-    return failure{.code = errc::unsupported,
-                   .what = "the container is not supported",
-                   .file = file.name(),
-                   .place = "byte offset 0",
-                   .expected = "a zip archive of torch.save (torch 1.6 or later)",
-                   .found = found,
-                   .advice = advice};
+inline failure no_torch_file(const byte_source& file, std::span<const std::byte> head) {
   std::string bytes;
   for (std::size_t i = 0; i < std::min<std::size_t>(head.size(), 16); ++i) {
     bytes += i ? " " : "first bytes ";
@@ -240,7 +225,7 @@ inline failure not_a_torch_zip(const byte_source& file, torch_container kind, st
                  .what = "the file is no torch checkpoint",
                  .file = file.name(),
                  .place = "byte offset 0",
-                 .expected = "PK\\3\\4",
+                 .expected = "a zip archive, a legacy stream, a tar file or a pickle",
                  .found = bytes.empty() ? "an empty file" : bytes};
 }
 
@@ -249,7 +234,7 @@ inline failure not_a_torch_zip(const byte_source& file, torch_container kind, st
 /// Reads a checkpoint: its tensors, where they sit, what else there is. No payload is read yet. `select` names the dict to
 /// read, keys joined with '/' ("ema/params"); empty: "state_dict" wherever it exists, else the dict itself if it holds tensors,
 /// else the first of model, net, params, params_ema, generator, module that holds some.
-/// @fails malformed, limit, unsupported (other containers, TorchScript, big-endian, opaque objects with tensors inside, blocked
+/// @fails malformed, limit, unsupported (other containers, TorchScript, opaque objects with tensors inside, blocked
 /// globals), mismatch (two tensors of one name), path, integrity, usage (`select` does not exist), io.
 inline result<torch_checkpoint> read_torch(std::shared_ptr<const byte_source> file, const limits& bounds = {},
                                            std::string_view select = {}) {
@@ -265,9 +250,21 @@ inline result<torch_checkpoint> read_torch(std::shared_ptr<const byte_source> fi
       if (!opened) return std::move(opened).error();
     }
   }
-  if (kind != torch_container::zip) return detail::not_a_torch_zip(*file, kind, head);
-  TENSORSMITH_TRY(zip_archive archive, open_zip(std::move(file), bounds));
-  return detail::torch_zip_reader(std::move(archive), bounds).read(select);
+  switch (kind) {
+    case torch_container::zip: {
+      TENSORSMITH_TRY(zip_archive archive, open_zip(std::move(file), bounds));
+      return detail::torch_zip_reader(std::move(archive), bounds).read(select);
+    }
+    case torch_container::legacy:
+      return detail::torch_legacy_reader(std::move(file), bounds).read(select);
+    case torch_container::tar:
+      return detail::torch_tar_reader(std::move(file), bounds).read(select);
+    case torch_container::pickle:
+      return detail::read_bare_pickle(file, bounds, select);
+    case torch_container::none:
+      break;
+  }
+  return detail::no_torch_file(*file, head);
 }
 
 TENSORSMITH_END_NAMESPACE

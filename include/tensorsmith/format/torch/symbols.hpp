@@ -48,7 +48,8 @@ enum class torch_symbol : std::uint16_t {
   constant,  ///< layouts, memory formats, quantization schemes
   numpy_dtype,
   numpy_scalar,
-  numpy_array,
+  numpy_array,   ///< _reconstruct: an array whose parts follow as its state
+  numpy_buffer,  ///< _frombuffer: an array of protocol 5
   numpy_class,
   unsupported_tensor,  ///< sparse, quantized, meta, nested tensors: known, and refused by name
 };
@@ -98,7 +99,9 @@ inline constexpr symbol_row symbol_rows[] = {
     {"numpy.core.multiarray", "scalar", torch_symbol::numpy_scalar},
     {"numpy._core.multiarray", "scalar", torch_symbol::numpy_scalar},
     {"numpy.core.multiarray", "_reconstruct", torch_symbol::numpy_array},
-    {"numpy._core.multiarray", "_reconstruct", torch_symbol::numpy_array}};
+    {"numpy._core.multiarray", "_reconstruct", torch_symbol::numpy_array},
+    {"numpy.core.numeric", "_frombuffer", torch_symbol::numpy_buffer},
+    {"numpy._core.numeric", "_frombuffer", torch_symbol::numpy_buffer}};
 
 struct storage_row {
   std::string_view name;

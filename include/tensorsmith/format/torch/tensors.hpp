@@ -12,12 +12,16 @@
 #include <map>
 #include <memory>
 #include <optional>
+#include <span>
 #include <string>
 #include <string_view>
+#include <tuple>
 #include <utility>
 #include <vector>
 
 #include "tensorsmith/core/job.hpp"
+#include "tensorsmith/format/torch/byte_swap.hpp"
+#include "tensorsmith/format/torch/numpy_values.hpp"
 #include "tensorsmith/format/torch/pickle_document.hpp"
 #include "tensorsmith/tensor/stored.hpp"
 
@@ -29,6 +33,42 @@ struct torch_record {
   std::uint64_t offset = 0, bytes = 0;
   std::shared_ptr<integrity_check> check;  ///< or null
   std::string place;                       ///< "zip entry 'archive/data/0'", for messages
+};
+
+/// A storage as a persistent id declares it.
+struct torch_storage_id {
+  std::string key;
+  std::string class_name;     ///< "torch.FloatStorage"
+  std::optional<dtype> type;  ///< nothing: quantized
+  bool untyped = false;
+  std::uint64_t numel = 0;    ///< elements; of untyped storages bytes
+  std::string view_key;       ///< not empty: elements [view_offset, view_offset + view_numel) of the storage are meant
+  std::uint64_t view_offset = 0, view_numel = 0;
+};
+
+/// The storage that a node of kind `storage` names.
+inline torch_storage_id storage_of(const pickle_document& doc, pickle_document::id node) {
+  const auto parts = doc.items(doc.persistent(node));
+  torch_storage_id out;
+  out.key = doc.text(parts[2]);
+  out.class_name = doc.full_name(parts[1]);
+  out.type = storage_type(doc.name(parts[1]));
+  out.untyped = doc.name(parts[1]) == "UntypedStorage";
+  out.numel = static_cast<std::uint64_t>(doc.integer(parts[4]));
+  if (parts.size() > 5 && doc.kind(parts[5]) == pickle_kind::tuple) {
+    const auto view = doc.items(parts[5]);
+    out.view_key = doc.text(view[0]);
+    out.view_offset = static_cast<std::uint64_t>(doc.integer(view[1]));
+    out.view_numel = static_cast<std::uint64_t>(doc.integer(view[2]));
+  }
+  return out;
+}
+
+/// A tensor that is described outside of the pickle: a tar file keeps them in a member of their own.
+struct torch_view {
+  torch_storage_id storage;
+  std::uint64_t offset = 0;
+  std::vector<std::uint64_t> sizes, strides;
 };
 
 namespace detail {
@@ -49,12 +89,28 @@ class torch_tensors {
  public:
   using id = pickle_document::id;
   using find_record = std::function<result<torch_record>(std::string_view key)>;
+  using find_view = std::function<result<torch_view>(std::string_view number, const std::string& where)>;
 
   torch_tensors(const pickle_document& doc, std::string file, std::string entry, find_record find, const limits& bounds)
       : doc_(doc), file_(std::move(file)), entry_(std::move(entry)), find_(std::move(find)), limits_(bounds) {}
 
-  /// True for objects that stand for a tensor, also for kinds of tensors that make() refuses.
-  static bool is_tensor(const pickle_document& doc, id n) noexcept {
+  /// Where the bytes of the pickle lie, so that arrays inside it are read from there; without it they are copied.
+  void pickle_lies_in(std::shared_ptr<const byte_source> source, std::uint64_t offset) {
+    pickle_ = std::move(source);
+    pickle_offset_ = offset;
+  }
+  /// Storages are big-endian (numpy arrays say their own order).
+  void storages_are_big_endian() noexcept { big_endian_ = true; }
+  /// What references stand for.
+  void references_mean(find_view find) { find_view_ = std::move(find); }
+
+  /// True for values that stand for a tensor, also for kinds of tensors that make() refuses. Arrays of numpy count if they hold
+  /// numbers.
+  static bool is_tensor(const pickle_document& doc, id n) {
+    return is_torch_tensor(doc, n) || detail::numpy_array_of(doc, n).has_value();
+  }
+  static bool is_torch_tensor(const pickle_document& doc, id n) noexcept {
+    if (doc.kind(n) == pickle_kind::reference) return true;
     if (doc.kind(n) != pickle_kind::object) return false;
     switch (doc.maker(n)) {
       case torch_symbol::tensor_v1:
@@ -79,12 +135,41 @@ class torch_tensors {
   result<tensor_ref> make(id n, const std::string& where) {
     const auto known = made_.find(n);
     if (known != made_.end()) {
-      TENSORSMITH_CHECK(account(known->second.info().bytes(), n, where));
-      return known->second;
+      TENSORSMITH_CHECK(account(known->second.first.info().bytes(), n, where));
+      range again = known->second.second;
+      remember(std::move(again), where);
+      return known->second.first;
     }
+    range_ = {};
     TENSORSMITH_TRY(const tensor_ref made, make_new(n, where));
-    made_.emplace(n, made);
+    remember(range_, where);
+    made_.emplace(n, std::pair(made, range_));
     return made;
+  }
+
+  /// Adds a note about tensors that lie in the same bytes, as tied weights and slices of one tensor do.
+  void note_shared_bytes() {
+    std::sort(ranges_.begin(), ranges_.end(), [](const range& a, const range& b) {
+      return std::tie(a.source, a.first, a.end, a.order) < std::tie(b.source, b.first, b.end, b.order);
+    });
+    std::size_t shared = 0;
+    const range *reach = nullptr, *one = nullptr, *other = nullptr;  // reach: the one that goes furthest so far
+    for (const range& r : ranges_) {
+      if (!reach || reach->source != r.source || r.first >= reach->end) {
+        reach = &r;
+        continue;
+      }
+      ++shared;
+      const bool later = reach->order < r.order;
+      const range &early = later ? *reach : r, &late = later ? r : *reach;
+      if (!other || late.order < other->order) one = &early, other = &late;
+      if (r.end > reach->end) reach = &r;
+    }
+    if (shared > 0)
+      notes_.push_back({note::level::info, file_,
+                        std::to_string(shared) + (shared == 1 ? " tensor lies" : " tensors lie") +
+                            " in a range of bytes that another one uses too, first " + quoted(other->where) + " beside " +
+                            quoted(one->where) + "; each is read as a tensor of its own."});
   }
 
   /// Keys of the storages that tensors were made of, sorted.
@@ -103,6 +188,19 @@ class torch_tensors {
     torch_record record;
     std::uint64_t bytes() const noexcept { return byte_count(type, static_cast<std::size_t>(numel)); }
   };
+  struct range {  // bytes that a tensor spans in a source
+    const byte_source* source = nullptr;
+    std::uint64_t first = 0, end = 0;
+    std::size_t order = 0;  // in which the tensors were asked for
+    std::string where{};
+  };
+
+  void remember(range r, const std::string& where) {
+    if (r.end <= r.first) return;
+    r.order = ranges_.size();
+    r.where = where;
+    ranges_.push_back(std::move(r));
+  }
 
   failure fail(errc code, id n, const std::string& where, std::string what, std::string expected = {}, std::string found = {},
                std::string advice = {}) const {
@@ -116,6 +214,8 @@ class torch_tensors {
   }
 
   result<tensor_ref> make_new(id n, const std::string& where) {
+    if (doc_.kind(n) == pickle_kind::reference) return referred(n, where);
+    if (const auto array = detail::numpy_array_of(doc_, n)) return make_numpy(n, where, *array);
     torch_symbol symbol = doc_.maker(n);
     id callable = doc_.callable(n), state = doc_.state(n);
     std::vector<id> args = doc_.items(doc_.arguments(n));
@@ -131,10 +231,11 @@ class torch_tensors {
         args = doc_.items(args[2]);
         if (symbol == torch_symbol::from_type) return fail(errc::malformed, n, where, "a tensor subclass is rebuilt twice");
       } else if (wraps) {
-        if (args.empty() || !is_tensor(doc_, args[0]))
+        if (args.empty() || !is_torch_tensor(doc_, args[0]))
           return fail(errc::malformed, n, where, quoted(doc_.full_name(callable)) + " is called with wrong arguments",
                       "a tensor first", args.empty() ? "nothing" : std::string(name_of(doc_.kind(args[0]))));
         const id inner = args[0];
+        if (doc_.kind(inner) == pickle_kind::reference) return referred(inner, where);
         callable = doc_.callable(inner);
         state = doc_.state(inner);
         symbol = doc_.maker(inner);
@@ -177,7 +278,7 @@ class torch_tensors {
     if (doc_.kind(args[0]) != pickle_kind::storage)
       return fail(errc::malformed, n, where, "the tensor has no storage", "a storage", std::string(name_of(doc_.kind(args[0]))));
     TENSORSMITH_CHECK(check_rest(n, where, symbol, args));
-    TENSORSMITH_TRY(const storage* const s, find_storage(args[0], n, where));
+    TENSORSMITH_TRY(const storage* const s, find_storage(storage_of(doc_, args[0]), n, where));
     dtype type = s->type;
     if (symbol == torch_symbol::tensor_v3) {
       const auto named = doc_.kind(args[6]) == pickle_kind::global ? element_type(doc_.name(args[6])) : std::nullopt;
@@ -191,7 +292,52 @@ class torch_tensors {
       return fail(errc::malformed, n, where, "a tensor without element type lies in an untyped storage", "a typed storage",
                   "UntypedStorage");
     }
-    return view_of(n, where, *s, type, args);
+    if (doc_.kind(args[1]) != pickle_kind::integer || doc_.integer(args[1]) < 0)
+      return fail(errc::malformed, n, where, "the tensor's offset is wrong", "an integer from 0",
+                  doc_.kind(args[1]) == pickle_kind::integer ? std::to_string(doc_.integer(args[1]))
+                                                             : std::string(name_of(doc_.kind(args[1]))));
+    TENSORSMITH_TRY(const auto sizes, extents(args[2], n, where, "size"));
+    TENSORSMITH_TRY(const auto strides, extents(args[3], n, where, "stride"));
+    return view_of(n, where, *s, type, static_cast<std::uint64_t>(doc_.integer(args[1])), sizes, strides);
+  }
+
+  /// A tensor that is described outside of the pickle.
+  result<tensor_ref> referred(id n, const std::string& where) {
+    const id number = doc_.persistent(n);
+    const std::string text =
+        doc_.kind(number) == pickle_kind::integer ? std::to_string(doc_.integer(number)) : std::string(doc_.text(number));
+    if (!find_view_) return fail(errc::internal, n, where, "nothing is known about references");
+    TENSORSMITH_TRY(const torch_view view, find_view_(text, where));
+    TENSORSMITH_TRY(const storage* const s, find_storage(view.storage, n, where));
+    return view_of(n, where, *s, s->type, view.offset, view.sizes, view.strides);
+  }
+
+  result<tensor_ref> make_numpy(id n, const std::string& where, const detail::numpy_array& array) {
+    TENSORSMITH_TRY(const auto sizes, extents(array.shape, n, where, "shape"));
+    TENSORSMITH_TRY(const std::uint64_t count, count_of(n, where, sizes));
+    const std::size_t width = bits_of(array.type.type) / 8;
+    const std::string_view data = doc_.text(array.data);
+    if (count * width != data.size())
+      return fail(errc::malformed, n, where, "the array has other bytes than its shape needs",
+                  std::to_string(count * width) + " bytes", std::to_string(data.size()));
+    TENSORSMITH_CHECK(account(data.size(), n, where));
+    shape_type shape(sizes.begin(), sizes.end());
+    std::vector<std::size_t> strides = stored_recipe::row_major_strides(shape);
+    if (array.fortran)
+      for (std::size_t i = 0, step = 1; i < shape.size(); step *= std::max<std::size_t>(shape[i], 1), ++i) strides[i] = step;
+    std::shared_ptr<const byte_source> source = pickle_;
+    std::uint64_t offset = 0;
+    if (const auto inside = doc_.input_offset(array.data); source && inside) {
+      offset = pickle_offset_ + *inside;
+    } else {
+      const auto bytes = std::as_bytes(std::span(data));
+      source = std::make_shared<memory_source>(file_, std::vector<std::byte>(bytes.begin(), bytes.end()));
+    }
+    stored_bytes_ += data.size();
+    range_ = {source.get(), offset, offset + data.size(), 0, {}};
+    recipe_ptr stored =
+        strided_tensor(std::move(source), offset, array.type.type, std::move(shape), std::move(strides), where, nullptr);
+    return tensor_ref{array.type.big_endian ? detail::swapped(std::move(stored)) : std::move(stored), 0};
   }
 
   /// The arguments behind storage, offset, size and stride: requires_grad, hooks, [dtype], [metadata].
@@ -217,15 +363,38 @@ class torch_tensors {
     return {};
   }
 
-  result<const storage*> find_storage(id node, id n, const std::string& where) {
-    const std::vector<id> parts = doc_.items(doc_.persistent(node));
-    const std::string key(doc_.text(parts[2]));
-    const auto numel = static_cast<std::uint64_t>(doc_.integer(parts[4]));
-    const auto type = storage_type(doc_.name(parts[1]));
-    const bool untyped = doc_.name(parts[1]) == "UntypedStorage";
+  result<const storage*> find_storage(const torch_storage_id& declared, id n, const std::string& where) {
+    const auto& key = declared.key;
+    const auto& type = declared.type;
+    const auto& view_key = declared.view_key;
+    const std::uint64_t numel = declared.numel, view_offset = declared.view_offset, view_numel = declared.view_numel;
     if (!type)
       return fail(errc::unsupported, n, where, "the storage's element type is not supported",
-                  "a floating, integer, boolean or complex type", quoted(doc_.full_name(parts[1])));
+                  "a floating, integer, boolean or complex type", quoted(declared.class_name));
+    TENSORSMITH_TRY(const storage* const whole, whole_storage(declared, n, where));
+    if (view_key.empty()) return whole;
+    if (view_offset > numel || view_numel > numel - view_offset)
+      return fail(errc::malformed, n, where, "part " + quoted(view_key) + " reaches past storage " + quoted(key),
+                  std::to_string(numel) + " elements",
+                  std::to_string(view_numel) + " from element " + std::to_string(view_offset));
+    storage part = *whole;
+    part.record.offset += view_offset * (bits_of(*type) / 8);
+    part.record.bytes = view_numel * (bits_of(*type) / 8);
+    part.numel = view_numel;
+    const auto [at, fresh] = views_.emplace(view_key, part);
+    if (!fresh && (at->second.record.offset != part.record.offset || at->second.numel != part.numel ||
+                   at->second.type != part.type || at->second.record.source != part.record.source))
+      return fail(errc::malformed, n, where, "part " + quoted(view_key) + " of a storage is declared twice in different ways",
+                  std::to_string(at->second.numel) + " elements of " + std::string(name_of(at->second.type)),
+                  std::to_string(view_numel) + " of " + std::string(name_of(*type)));
+    return &at->second;
+  }
+
+  result<const storage*> whole_storage(const torch_storage_id& declared, id n, const std::string& where) {
+    const std::string& key = declared.key;
+    const auto type = declared.type;
+    const bool untyped = declared.untyped;
+    const std::uint64_t numel = declared.numel;
     const auto known = storages_.find(key);
     if (known != storages_.end()) {
       const storage& s = known->second;
@@ -269,45 +438,51 @@ class torch_tensors {
     return out;
   }
 
-  result<tensor_ref> view_of(id n, const std::string& where, const storage& s, dtype type, const std::vector<id>& args) {
-    if (doc_.kind(args[1]) != pickle_kind::integer || doc_.integer(args[1]) < 0)
-      return fail(errc::malformed, n, where, "the tensor's offset is wrong", "an integer from 0",
-                  doc_.kind(args[1]) == pickle_kind::integer ? std::to_string(doc_.integer(args[1]))
-                                                             : std::string(name_of(doc_.kind(args[1]))));
-    const auto offset = static_cast<std::uint64_t>(doc_.integer(args[1]));
-    TENSORSMITH_TRY(const auto sizes, extents(args[2], n, where, "size"));
-    TENSORSMITH_TRY(const auto strides, extents(args[3], n, where, "stride"));
+  /// The number of elements, 0 if one size is 0.
+  result<std::uint64_t> count_of(id n, const std::string& where, const std::vector<std::uint64_t>& sizes) const {
+    const bool empty = std::find(sizes.begin(), sizes.end(), 0) != sizes.end();
+    detail::wide_count count = 1;
+    for (const std::uint64_t size : sizes) {
+      if (size >= limits_.elements || (!empty && count * size >= limits_.elements))
+        return fail(errc::limit, n, where, "the tensor has too many elements", "less than " + std::to_string(limits_.elements),
+                    size >= limits_.elements ? std::to_string(size) : detail::to_text(count * size),
+                    "no file this large is supported");
+      if (!empty) count *= size;
+    }
+    return empty ? 0 : static_cast<std::uint64_t>(count);
+  }
+
+  result<tensor_ref> view_of(id n, const std::string& where, const storage& s, dtype type, std::uint64_t offset,
+                             const std::vector<std::uint64_t>& sizes, const std::vector<std::uint64_t>& strides) {
     if (sizes.size() != strides.size())
       return fail(errc::malformed, n, where, "the tensor has other numbers of sizes and strides", std::to_string(sizes.size()),
                   std::to_string(strides.size()));
-    const bool empty = std::find(sizes.begin(), sizes.end(), 0) != sizes.end();
-    detail::wide_count last = offset, count = 1;
-    for (std::size_t i = 0; i < sizes.size(); ++i) {
-      if (sizes[i] >= limits_.elements || (!empty && count * sizes[i] >= limits_.elements))
-        return fail(errc::limit, n, where, "the tensor has too many elements", "less than " + std::to_string(limits_.elements),
-                    sizes[i] >= limits_.elements ? std::to_string(sizes[i]) : detail::to_text(count * sizes[i]),
-                    "no file this large is supported");
-      if (empty) continue;
-      count *= sizes[i];
+    TENSORSMITH_TRY(const std::uint64_t count, count_of(n, where, sizes));
+    const bool empty = count == 0;
+    detail::wide_count last = offset;
+    for (std::size_t i = 0; i < sizes.size() && !empty; ++i)
       last += static_cast<detail::wide_count>(sizes[i] - 1) * strides[i];
-    }
     const std::uint64_t elements = s.bytes() / (bits_of(type) / 8);
     if (!empty && last >= elements)
       return fail(errc::malformed, n, where, "the tensor reaches past its storage", "elements below " + std::to_string(elements),
                   "element " + detail::to_text(last) + " (offset " + std::to_string(offset) + ", size " +
                       to_string(shape_type(sizes.begin(), sizes.end())) + ", stride " +
                       to_string(shape_type(strides.begin(), strides.end())) + ")");
-    const std::uint64_t bytes = empty ? 0 : static_cast<std::uint64_t>(count) * (bits_of(type) / 8);
+    const std::uint64_t bytes = count * (bits_of(type) / 8);
     if (bytes > free_bytes && bytes / limits_.expansion > s.record.bytes)
       return fail(errc::limit, n, where, "the tensor repeats its stored elements too often",
                   "at most " + std::to_string(limits_.expansion) + " times",
                   std::to_string(bytes) + " bytes from " + std::to_string(s.record.bytes) + " stored",
                   "raise it with --max-expansion");
     TENSORSMITH_CHECK(account(bytes, n, where));
-    const std::uint64_t first = s.record.offset + (empty ? 0 : offset * (bits_of(type) / 8));
-    return tensor_ref{strided_tensor(s.record.source, first, type, shape_type(sizes.begin(), sizes.end()),
-                                     std::vector<std::size_t>(strides.begin(), strides.end()), where, s.record.check),
-                      0};
+    if (big_endian_ && s.untyped && detail::swapped_unit(type) > 1)
+      return fail(errc::unsupported, n, where, "the tensor lies in an untyped storage of a big-endian file", "a typed storage",
+                  std::string(name_of(type)), "save the file again on a little-endian machine");
+    const std::uint64_t width = bits_of(type) / 8, first = s.record.offset + (empty ? 0 : offset * width);
+    if (!empty) range_ = {s.record.source.get(), first, s.record.offset + (static_cast<std::uint64_t>(last) + 1) * width, 0, {}};
+    recipe_ptr stored = strided_tensor(s.record.source, first, type, shape_type(sizes.begin(), sizes.end()),
+                                       std::vector<std::size_t>(strides.begin(), strides.end()), where, s.record.check);
+    return tensor_ref{big_endian_ ? detail::swapped(std::move(stored)) : std::move(stored), 0};
   }
 
   /// Many names for the same bytes must not add up to more than the file could reasonably stand for.
@@ -326,8 +501,14 @@ class torch_tensors {
   std::string file_, entry_;
   find_record find_;
   limits limits_;
-  std::map<std::string, storage> storages_;
-  std::map<id, tensor_ref> made_;
+  find_view find_view_;
+  std::shared_ptr<const byte_source> pickle_;
+  std::uint64_t pickle_offset_ = 0;
+  bool big_endian_ = false;
+  std::map<std::string, storage> storages_, views_;
+  std::map<id, std::pair<tensor_ref, range>> made_;
+  std::vector<range> ranges_;
+  range range_;  // of the tensor that is being made
   std::vector<note> notes_;
   std::uint64_t stored_bytes_ = 0, produced_bytes_ = 0;
 };

@@ -6,7 +6,6 @@
 #pragma once
 
 #include <algorithm>
-#include <bit>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
@@ -16,7 +15,6 @@
 #include <utility>
 #include <vector>
 
-#include "tensorsmith/core/half.hpp"
 #include "tensorsmith/core/json_value.hpp"
 #include "tensorsmith/format/torch/tensors.hpp"
 #include "tensorsmith/tensor/catalog.hpp"
@@ -32,7 +30,7 @@ struct torch_ignored {
 
   /// "optimizer_states: a list, 392 tensors, classes torch.optim.AdamW".
   std::string text() const {
-    std::string out = path + ": " + kind;
+    std::string out = detail::printable(path) + ": " + kind;
     if (tensors > 0) out += ", " + std::to_string(tensors) + (tensors == 1 ? " tensor" : " tensors");
     for (std::size_t i = 0; i < classes.size(); ++i) out += (i == 0 ? ", classes " : ", ") + classes[i];
     return out;
@@ -120,9 +118,9 @@ class torch_walk {
   /// The value of a text key, or none.
   id value_of(id dict, std::string_view key) const {
     id found = none;
-    const std::vector<id> pairs = doc_.items(dict);
-    for (std::size_t i = 0; i + 1 < pairs.size(); i += 2)
-      if (doc_.is_text(pairs[i], key)) found = pairs[i + 1];
+    doc_.each_pair(dict, [&](id k, id value) {
+      if (doc_.is_text(k, key)) found = value;
+    });
     return found;
   }
 
@@ -131,11 +129,11 @@ class torch_walk {
     for (std::uint64_t depth = 0; depth < limits_.pickle_depth && doc_.kind(node) == pickle_kind::dict; ++depth) {
       std::string key = "state_dict";
       id inner = value_of(node, key);
-      if (inner == none || doc_.kind(inner) != pickle_kind::dict) {
+      if (inner == none || (doc_.kind(inner) != pickle_kind::dict && !is_module(inner))) {
         inner = none;
-        const std::vector<id> pairs = doc_.items(node);
-        for (std::size_t i = 1; i < pairs.size(); i += 2)
-          if (torch_tensors::is_tensor(doc_, pairs[i])) return node;
+        bool here = false;
+        doc_.each_pair(node, [&](id, id value) { here = here || torch_tensors::is_torch_tensor(doc_, value); });
+        if (here) return node;
         for (const std::string_view wrapper : wrappers) {
           const id value = value_of(node, wrapper);
           if (value == none || (doc_.kind(value) != pickle_kind::dict && !is_module(value))) continue;
@@ -216,6 +214,10 @@ class torch_walk {
   }
   result<void> set_aside(id value, const std::string& path) {
     if (auto scalar = scalar_of(value)) {
+      constexpr std::size_t most = 200000;
+      if (out_.scalars.size() >= most)
+        return fail(errc::limit, value, "the checkpoint has too many plain values beside its tensors",
+                    std::to_string(most) + " at most", "more", "no program writes such files");
       out_.scalars.emplace_back(path, std::move(*scalar));
       return {};
     }
@@ -239,45 +241,20 @@ class torch_walk {
       case pickle_kind::text:
         return json_value(doc_.text(n));
       case pickle_kind::object:
-        return doc_.maker(n) == torch_symbol::numpy_scalar ? numpy_scalar(n) : std::nullopt;
+        return doc_.maker(n) == torch_symbol::numpy_scalar ? numpy_scalar_of(doc_, n) : std::nullopt;
       default:
         return std::nullopt;
     }
   }
-  /// scalar(dtype("i8") with state (3, "<", …), bytes).
-  std::optional<json_value> numpy_scalar(id n) const {
-    const std::vector<id> args = doc_.items(doc_.arguments(n));
-    if (args.size() != 2 || doc_.kind(args[0]) != pickle_kind::object || doc_.maker(args[0]) != torch_symbol::numpy_dtype)
-      return std::nullopt;
-    if (doc_.kind(args[1]) != pickle_kind::bytes && doc_.kind(args[1]) != pickle_kind::text) return std::nullopt;
-    const std::vector<id> made = doc_.items(doc_.arguments(args[0]));
-    const id state = doc_.state(args[0]);
-    if (made.empty() || doc_.kind(made[0]) != pickle_kind::text || doc_.text(made[0]).size() != 2) return std::nullopt;
-    const char letter = doc_.text(made[0])[0];
-    const auto width = static_cast<std::size_t>(doc_.text(made[0])[1] - '0');
-    std::string raw(doc_.text(args[1]));
-    if (width == 0 || width > 8 || raw.size() != width) return std::nullopt;
-    if (state != pickle_document::nothing && doc_.kind(state) == pickle_kind::tuple) {
-      const std::vector<id> parts = doc_.items(state);
-      if (parts.size() > 1 && doc_.is_text(parts[1], ">")) std::reverse(raw.begin(), raw.end());
-    }
-    std::uint64_t bits = 0;
-    for (std::size_t i = width; i-- > 0;) bits = (bits << 8) | static_cast<unsigned char>(raw[i]);
-    if (letter == 'b') return json_value(bits != 0);
-    if (letter == 'u') return json_value(bits);
-    if (letter == 'i') {
-      const unsigned unused = 64 - 8 * static_cast<unsigned>(width);
-      return json_value(static_cast<std::int64_t>(bits << unused) >> unused);
-    }
-    if (letter == 'f' && width == 8) return json_value(std::bit_cast<double>(bits));
-    if (letter == 'f' && width == 4)
-      return json_value(static_cast<double>(std::bit_cast<float>(static_cast<std::uint32_t>(bits))));
-    if (letter == 'f' && width == 2) return json_value(static_cast<double>(f16_to_f32(static_cast<std::uint16_t>(bits))));
-    return std::nullopt;
-  }
-
   // --- walking ---------------------------------------------------------------------------------------------------------
 
+  /// A dict of plain values so long that nobody wants each of them listed: a vocabulary.
+  bool is_table(id dict) const {
+    if (doc_.count(dict) < 2000) return false;
+    bool plain = true;
+    doc_.each_pair(dict, [&](id, id value) { plain = plain && doc_.children(value).empty(); });
+    return plain;
+  }
   /// A whole module that was pickled: an object whose state has _parameters and _modules.
   bool is_module(id n) const {
     if (doc_.kind(n) != pickle_kind::object || doc_.maker(n) != torch_symbol::unknown) return false;
@@ -291,7 +268,8 @@ class torch_walk {
   result<void> enter(id owner, std::vector<id> items, bool pairs, std::string prefix, std::string path) {
     for (const frame& f : frames_)
       if (f.owner == owner)
-        return fail(errc::malformed, owner, "the value at " + quoted(path) + " contains itself", "no cycle", quoted(f.path));
+        return fail(errc::malformed, owner, "the value at " + quoted(path) + " contains itself", "no cycle",
+                    f.path.empty() ? "the top-level value" : quoted(f.path));
     if (frames_.size() >= limits_.pickle_depth)
       return fail(errc::limit, owner, "the checkpoint nests too deep", std::to_string(limits_.pickle_depth) + " levels at most",
                   "more", "raise it with --max-pickle-depth");
@@ -336,6 +314,7 @@ class torch_walk {
     const std::string prefix = name.empty() ? name : name + ".";
     switch (doc_.kind(value)) {
       case pickle_kind::dict:
+        if (is_table(value)) return set_aside(value, path);
         return enter(value, doc_.items(value), true, prefix, path);
       case pickle_kind::list:
       case pickle_kind::tuple: {

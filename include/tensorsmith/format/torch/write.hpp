@@ -23,6 +23,7 @@
 #include "tensorsmith/io/publish.hpp"
 #include "tensorsmith/io/zip_write.hpp"
 #include "tensorsmith/tensor/catalog.hpp"
+#include "tensorsmith/tensor/comparing_sink.hpp"
 #include "tensorsmith/tensor/executor.hpp"
 
 TENSORSMITH_BEGIN_NAMESPACE
@@ -32,13 +33,15 @@ struct torch_write_options {
   std::string nested{};  ///< key of the dict that holds the tensors ("state_dict"); empty: they are the top-level dict
   std::vector<std::pair<std::string, json_value>> scalars{};  ///< beside `nested`: integers, booleans, null, strings, doubles
   bool force = false;                                         ///< replace an existing file
+  bool verify = false;  ///< produce everything twice: written, then compared with the file before it is published
 };
 
 /// A checkpoint as it will be: every offset and the size of the file are known.
 class torch_layout {
  public:
-  /// @fails unsupported (element types of less than a byte), usage (scalars without `nested` or of other kinds)
+  /// @fails mismatch (no tensors), unsupported (element types of less than a byte), usage (scalars without `nested` or of other kinds)
   static result<torch_layout> plan(const catalog& tensors, const torch_write_options& options = {}) {
+    if (tensors.empty()) return failure{.code = errc::mismatch, .what = "there are no tensors to write"};
     torch_layout out;
     TENSORSMITH_TRY(out.pickle_, out.describe(tensors, options));
     out.zip_.add("archive/data.pkl", out.pickle_.size());
@@ -52,22 +55,20 @@ class torch_layout {
   /// Bytes of the file.
   std::uint64_t file_bytes() const { return zip_.file_bytes(); }
 
-  /// Produces all tensors into `sink`, then the headers with their checksums. @fails as the recipes and the sink do
+  /// Produces all tensors into `sink`, then the headers with their checksums.
+  /// @fails as the recipes and the sink do; integrity (a source changed since it was opened)
   result<void> write(byte_sink& sink, const job& run) const {
     std::deque<crc_sink> entries;
     for (std::size_t i = 0; i < zip_.count(); ++i) entries.emplace_back(sink, zip_.offset(i), zip_.size(i));
     TENSORSMITH_CHECK(entries.front().write_at(0, std::as_bytes(std::span(pickle_))));
     TENSORSMITH_CHECK(entries[1].write_at(0, std::as_bytes(std::span(byte_order))));
     TENSORSMITH_CHECK(entries.back().write_at(0, std::as_bytes(std::span(version))));
-    std::vector<placement> placements;
-    std::map<const recipe*, std::size_t> known;  // a recipe with several outputs runs once
-    for (std::size_t i = 0; i < storages_.size(); ++i) {
-      const tensor_ref& t = storages_[i];
-      const auto [at, fresh] = known.emplace(t.source.get(), placements.size());
-      if (fresh) placements.push_back({t.source, std::vector<output_slot>(t.source->outputs().size()), names_[i]});
-      placements[at->second].slots[t.output] = {&entries[i + 2], 0};
+    const std::vector<placement> work = placements(entries);
+    if (auto done = execute(work, run); !done) {
+      TENSORSMITH_CHECK(check_sources_unchanged(work));  // where it holds, the better explanation
+      return done;
     }
-    TENSORSMITH_CHECK(execute(placements, run));
+    TENSORSMITH_CHECK(check_sources_unchanged(work));
     std::vector<std::uint32_t> crcs;
     for (crc_sink& e : entries) {
       TENSORSMITH_TRY(const std::uint32_t crc, e.crc());
@@ -77,6 +78,19 @@ class torch_layout {
   }
 
  private:
+  /// One placement a recipe; `entries` are those of the archive.
+  std::vector<placement> placements(std::deque<crc_sink>& entries) const {
+    std::vector<placement> work;
+    std::map<const recipe*, std::size_t> known;  // a recipe with several outputs runs once
+    for (std::size_t i = 0; i < storages_.size(); ++i) {
+      const tensor_ref& t = storages_[i];
+      const auto [at, fresh] = known.emplace(t.source.get(), work.size());
+      if (fresh) work.push_back({t.source, std::vector<output_slot>(t.source->outputs().size()), names_[i]});
+      work[at->second].slots[t.output] = {&entries[i + 2], 0};
+    }
+    return work;
+  }
+
   static constexpr std::string_view byte_order = "little", version = "3\n";
 
   result<std::string> describe(const catalog& tensors, const torch_write_options& options) {
@@ -132,13 +146,25 @@ class torch_layout {
 };
 
 /// Writes `tensors` as a checkpoint that appears at `path` when it is complete. Returns the size of the file.
-/// @fails as torch_layout::plan and the recipes do; path (it exists without force), io, no_space, cancelled
+/// @fails as torch_layout::plan and the recipes do; path (it exists without force), integrity (a source changed), internal (verify:
+/// the file holds other bytes than were written), io, no_space, cancelled
 inline result<std::uint64_t> write_torch(const catalog& tensors, const std::string& path, const job& run,
                                          const torch_write_options& options = {}) {
   TENSORSMITH_TRY(const torch_layout layout, torch_layout::plan(tensors, options));
   TENSORSMITH_TRY(file_publication publication, file_publication::begin(path, {.force = options.force}));
   TENSORSMITH_TRY(const auto file, publication.create(layout.file_bytes()));
   TENSORSMITH_CHECK(layout.write(*file, run));
+  if (options.verify) {
+    TENSORSMITH_TRY(auto written, open_file(file->path(), file->name()));
+    if (written->size() != layout.file_bytes())
+      return failure{.code = errc::internal,
+                     .what = "the output has another length than planned",
+                     .file = file->name(),
+                     .expected = std::to_string(layout.file_bytes()) + " bytes",
+                     .found = std::to_string(written->size())};
+    comparing_sink again(std::move(written));
+    TENSORSMITH_CHECK(layout.write(again, run));
+  }
   TENSORSMITH_CHECK(publication.commit());
   return layout.file_bytes();
 }

@@ -1,5 +1,5 @@
-// expect: tensorsmith: write<Format> has no writer for this format; use tags::onnx_folder
-#include "tensorsmith/stage/write.hpp"
+// expect: tensorsmith: write<Format> has no writer for this format; include tensorsmith/stage/write_weights.hpp or write_onnx.hpp
+#include "tensorsmith/stage/write_onnx.hpp"
 #include "tensorsmith/target/target.hpp"
 
 #ifdef FIXED

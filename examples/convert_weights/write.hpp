@@ -1,0 +1,222 @@
+// SPDX-License-Identifier: MIT
+//
+// convert_weights/write.hpp: writes what was planned, in the form that was asked for.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include "accounts.hpp"
+#include "options.hpp"
+#include "summary.hpp"
+#include "tensorsmith/arch/checkpoint_names.hpp"
+#include "tensorsmith/format/diffusers/write.hpp"
+#include "tensorsmith/format/numpy/write.hpp"
+#include "tensorsmith/format/safetensors/write.hpp"
+#include "tensorsmith/format/safetensors/write_sharded.hpp"
+#include "tensorsmith/format/torch/write.hpp"
+#include "tensorsmith/tensor/filter.hpp"
+
+namespace convert_weights {
+
+inline std::string_view name_of(target to) {
+  constexpr std::string_view names[] = {"safetensors", "torch", "diffusers", "checkpoint", "npz"};
+  return names[static_cast<std::size_t>(to)];
+}
+
+/// Writes one model; each form plans everything first, so that a dry run says what a real one does.
+class output_writing {
+ public:
+  output_writing(const options& o, const ts::package& model, ts::job& run, summary& report)
+      : o_(o), model_(model), run_(run), report_(report) {}
+
+  /// @fails as the writers of the formats; denied (OUTPUT is one of the files that are read)
+  ts::result<void> write(target to) {
+    TENSORSMITH_CHECK(check_output());
+    if (to == target::diffusers) return write_folder();
+    if (to == target::checkpoint) return write_checkpoint();
+    TENSORSMITH_TRY(const ts::catalog tensors, whole_catalog());
+    report_.components = amounts_of(model_);
+    if (to == target::torch) return write_torch(tensors, nested(), model_.scalars);
+    if (to == target::npz) return write_npz(tensors);
+    return o_.shard_size != 0 ? write_shards(tensors) : write_safetensors(tensors, model_.metadata);
+  }
+
+ private:
+  /// The source is read until the output is published: a shard or a component's file must not be the output. The file that is SOURCE itself
+  /// may be: it is replaced when all of it was read.
+  ts::result<void> check_output() const {
+    if (!ts::os::exists(o_.output) || examples::same_place(o_.source, o_.output)) return {};
+    const auto refuse = [&](const std::string& file) {
+      return ts::failure{.code = ts::errc::denied, .what = "the output would replace a file that is read", .file = o_.output,
+                         .found = ts::quoted(file), .advice = "choose another output path"};
+    };
+    std::string last;
+    for (const ts::component& part : model_.components)
+      for (const ts::catalog_entry& entry : part.weights.entries()) {
+        std::string file = entry.origin.substr(0, entry.origin.find(": "));
+        if (file == last) continue;
+        last = std::move(file);
+        if (examples::same_place(last, o_.output) || (ts::os::is_folder(o_.output) && examples::lies_within(last, o_.output))) return refuse(last);
+      }
+    return {};
+  }
+
+  static std::vector<examples::amounts> amounts_of(const ts::package& model) {
+    std::vector<examples::amounts> out;
+    for (const ts::component& part : model.components) {
+      examples::amounts& sum = out.emplace_back();
+      sum.name = part.name;
+      for (const ts::catalog_entry& entry : part.weights.entries()) sum.add(entry.tensor.info());
+    }
+    return out;
+  }
+
+  /// All tensors in one catalog; those of named components as "component.name". @fails mismatch (two get one name)
+  ts::result<ts::catalog> whole_catalog() {
+    if (model_.components.size() == 1 && model_.components[0].name.empty()) return model_.components[0].weights;
+    std::vector<ts::catalog_entry> entries;
+    for (const ts::component& part : model_.components)
+      for (const ts::catalog_entry& entry : part.weights.entries())
+        entries.push_back({ts::qualified_name(part, entry.name), entry.tensor, entry.origin});
+    run_.info({}, "the tensors of several components are named 'component.tensor' in one file");
+    ts::catalog out;
+    TENSORSMITH_CHECK(out.add_all(std::move(entries)));
+    return out;
+  }
+
+  /// A Lightning checkpoint stays one.
+  std::string nested() const { return model_.nested == "state_dict" ? model_.nested : std::string(); }
+
+  /// Asked when all is planned: whether to write it. A dry run ends here, with what the writers would refuse. @fails path
+  ts::result<bool> go_on() const {
+    if (!o_.dry_run) return true;
+    if (o_.force || !ts::os::exists(o_.output, false)) return false;
+    return ts::failure{.code = ts::errc::path, .what = "the output already exists", .file = o_.output,
+                       .advice = "pass --force to replace it, or choose another path"};
+  }
+
+  /// The metadata of a safetensors file: the source's, and "format": "pt", without which transformers refuses a file.
+  static ts::safetensors_metadata with_format(ts::safetensors_metadata metadata) {
+    const auto is_format = [](const auto& pair) { return pair.first == "format"; };
+    if (std::none_of(metadata.begin(), metadata.end(), is_format)) metadata.emplace_back("format", "pt");
+    return metadata;
+  }
+  void note_lost_metadata(std::string_view format) {
+    std::size_t count = 0;
+    for (const auto& [key, value] : model_.metadata) count += key != "format";
+    if (count == 0) return;
+    run_.info("metadata", std::to_string(count) + (count == 1 ? " entry has" : " entries have") + " no place in a " + std::string(format) + " file");
+  }
+  void note_lost_scalars(std::string_view format) {
+    if (!model_.scalars.empty())
+      run_.info("values", "the source keeps " + ts::quoted(model_.scalars[0].first) + (model_.scalars.size() > 1 ? " and others" : "") +
+                              " beside its tensors; they have no place in a " + std::string(format) + " file");
+  }
+
+  ts::result<void> write_safetensors(const ts::catalog& tensors, const ts::safetensors_metadata& metadata) {
+    note_lost_scalars("safetensors");
+    const ts::safetensors_write_options how{.metadata = with_format(metadata), .force = o_.force, .verify = o_.verify};
+    TENSORSMITH_TRY(const ts::safetensors_plan plan, ts::plan_safetensors(tensors, how.metadata, run_.limits));
+    report_.files = {{o_.output, plan.size}};
+    TENSORSMITH_TRY(const bool now, go_on());
+    if (now) TENSORSMITH_CHECK(ts::write_safetensors(tensors, o_.output, how, run_));
+    return {};
+  }
+
+  /// With --shard-size: a folder of files; one file if OUTPUT is called like one and the tensors fit into it.
+  ts::result<void> write_shards(const ts::catalog& tensors) {
+    ts::sharded_write_options how;
+    how.max_shard_bytes = o_.shard_size;
+    how.metadata = with_format(model_.metadata);
+    how.force = o_.force;
+    how.verify = o_.verify;
+    how.sources = {o_.source};
+    TENSORSMITH_TRY(const auto plan, ts::plan_sharded_safetensors(tensors, {how.stem, how.variant, how.max_shard_bytes}, how.metadata, run_.limits));
+    if (ts::ends_with_ignoring_case(o_.output, ".safetensors")) {
+      if (plan.files.size() == 1) return write_safetensors(tensors, model_.metadata);
+      return usage_error("the tensors need " + std::to_string(plan.files.size()) + " shards, and OUTPUT is called like one file",
+                         "name a folder, or raise --shard-size");
+    }
+    note_lost_scalars("safetensors");
+    for (std::size_t k = 0; k < plan.files.size(); ++k) report_.files.push_back({ts::join_path(o_.output, plan.names[k]), plan.files[k].size});
+    if (!plan.index_name.empty()) report_.files.push_back({ts::join_path(o_.output, plan.index_name), plan.index_text.size()});
+    TENSORSMITH_TRY(const bool now, go_on());
+    if (now) TENSORSMITH_CHECK(ts::write_safetensors_sharded(tensors, o_.output, how, run_));
+    return {};
+  }
+
+  ts::result<void> write_torch(const ts::catalog& tensors, const std::string& nested,
+                               const std::vector<std::pair<std::string, ts::json_value>>& scalars) {
+    note_lost_metadata("torch");
+    ts::torch_write_options how;
+    how.force = o_.force;
+    how.nested = nested;
+    if (!nested.empty()) how.scalars = scalars;
+    else note_lost_scalars("state dict's torch");
+    TENSORSMITH_TRY(const ts::torch_layout plan, ts::torch_layout::plan(tensors, how));
+    report_.files = {{o_.output, plan.file_bytes()}};
+    TENSORSMITH_TRY(const bool now, go_on());
+    if (now) TENSORSMITH_CHECK(ts::write_torch(tensors, o_.output, run_, how));
+    return {};
+  }
+
+  ts::result<void> write_npz(const ts::catalog& tensors) {
+    note_lost_metadata("npz");
+    note_lost_scalars("npz");
+    TENSORSMITH_TRY(const ts::npz_layout plan, ts::npz_layout::plan(tensors));
+    report_.files = {{o_.output, plan.file_bytes()}};
+    TENSORSMITH_TRY(const bool now, go_on());
+    if (now) TENSORSMITH_CHECK(ts::write_npz(tensors, o_.output, run_, {.force = o_.force, .verify = o_.verify}));
+    return {};
+  }
+
+  /// The single file that the original code reads: a torch file if OUTPUT is called like one, else safetensors.
+  ts::result<void> write_checkpoint() {
+    const inventory before(model_);
+    TENSORSMITH_TRY(const ts::single_file_checkpoint made, ts::make_checkpoint(model_, run_));
+    for (ts::ignored_tensor& tensor : before.named(made.ignored)) report_.ignored.push_back(std::move(tensor));
+    examples::amounts& sum = report_.components.emplace_back();
+    for (const ts::catalog_entry& entry : made.tensors.entries()) sum.add(entry.tensor.info());
+    for (const std::string_view ending : {".ckpt", ".pt", ".pth", ".bin"}) {
+      if (!ts::ends_with_ignoring_case(o_.output, ending)) continue;
+      std::vector<std::pair<std::string, ts::json_value>> scalars;
+      if (made.global_step) scalars.emplace_back("global_step", *made.global_step);
+      return write_torch(made.tensors, "state_dict", scalars);
+    }
+    return write_safetensors(made.tensors, made.metadata);
+  }
+
+  ts::result<void> write_folder() {
+    report_.components = amounts_of(model_);
+    ts::diffusers_write_options how;
+    how.force = o_.force;
+    how.verify = o_.verify;
+    how.max_shard_bytes = o_.shard_size;
+    how.variant = o_.output_variant;
+    how.dry_run = true;
+    const std::size_t notes = run_.notes.size();
+    TENSORSMITH_TRY(const ts::write_report plan, ts::write_diffusers_folder(model_, o_.output, how, run_));
+    for (const ts::component_report& part : plan.components)
+      for (const ts::written_file& file : part.files) report_.files.push_back({ts::join_path(o_.output, file.path), file.bytes});
+    for (const ts::written_file& file : plan.other_files) report_.files.push_back({ts::join_path(o_.output, file.path), file.bytes});
+    report_.planned_memory = plan.peak_memory_bytes;
+    TENSORSMITH_TRY(const bool now, go_on());
+    if (!now) return {};
+    run_.notes.resize(notes);  // the writer says them again
+    how.dry_run = false;
+    TENSORSMITH_CHECK(ts::write_diffusers_folder(model_, o_.output, how, run_));
+    return {};
+  }
+
+  const options& o_;
+  const ts::package& model_;
+  ts::job& run_;
+  summary& report_;
+};
+
+}  // namespace convert_weights
