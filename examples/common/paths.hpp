@@ -17,7 +17,7 @@ inline bool lies_within(const std::string& path, const std::string& folder) {
   auto outer = std::filesystem::weakly_canonical(folder, ignored);
   if (!outer.has_filename()) outer = outer.parent_path();  // "out/" and "out" are one folder
   const auto [in_outer, in_inner] = std::mismatch(outer.begin(), outer.end(), inner.begin(), inner.end());
-  return in_outer == outer.end();
+  return !outer.empty() && !inner.empty() && in_outer == outer.end();  // empty: it cannot be told; publishing asks again
 }
 
 /// True if both name one existing file or folder.

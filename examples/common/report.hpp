@@ -101,6 +101,18 @@ inline std::string ending_text(const run_report& r) {
          human_bytes(static_cast<double>(r.peak.anonymous)) + ")\n";
 }
 
+/// An array with one object an item: `fill(object, item)` sets its members.
+template <class Items, class Fill>
+ts::json_value json_list(const Items& items, Fill fill) {
+  ts::json_value::array out;
+  for (const auto& item : items) {
+    ts::json_value one;
+    fill(one, item);
+    out.push_back(std::move(one));
+  }
+  return out;
+}
+
 inline ts::json_value json_of(const std::map<std::string, std::uint64_t>& dtypes) {
   ts::json_value out{ts::json_value::object{}};
   for (const auto& [name, bytes] : dtypes) out.set(name, bytes);
@@ -122,15 +134,11 @@ inline void set_amounts(ts::json_value& out, const amounts& part) {
 }
 
 inline ts::json_value json_of(const std::vector<ts::evidence>& findings) {
-  ts::json_value::array out;
-  for (const ts::evidence& e : findings) {
-    ts::json_value one;
+  return json_list(findings, [](ts::json_value& one, const ts::evidence& e) {
     one.set("subject", e.subject);
     one.set("value", e.value);
     one.set("reason", e.reason);
-    out.push_back(std::move(one));
-  }
-  return out;
+  });
 }
 
 /// The remarks of one severity, one string each.
@@ -143,15 +151,11 @@ inline ts::json_value remarks(const std::vector<ts::note>& notes, ts::note::leve
 
 /// Sets files, evidence, seconds, peak_memory, warnings and notes.
 inline void set_ending(ts::json_value& out, const run_report& r) {
-  ts::json_value::array files;
-  for (const file_summary& f : r.files) {
-    ts::json_value one;
-    one.set("path", f.path);
-    one.set("bytes", f.bytes);
-    one.set("linked", f.linked);
-    files.push_back(std::move(one));
-  }
-  out.set("files", std::move(files));
+  out.set("files", json_list(r.files, [](ts::json_value& one, const file_summary& f) {
+            one.set("path", f.path);
+            one.set("bytes", f.bytes);
+            one.set("linked", f.linked);
+          }));
   out.set("evidence", json_of(r.findings));
   out.set("seconds", r.seconds);
   ts::json_value peak;

@@ -53,8 +53,9 @@ inline ts::result<void> choose(const options& o, ts::package& model, summary& re
     for (const ts::catalog_entry& entry : part.weights.entries())
       if (entry.tensor.type() == ts::dtype::c64 || entry.tensor.type() == ts::dtype::c128)
         return ts::failure{.code = ts::errc::unsupported, .what = "complex numbers are no weights of any network that is converted here",
-                           .file = o.source, .place = "tensor " + ts::quoted(ts::qualified_name(part, entry.name)), .expected = "real numbers, integers or booleans",
-                           .found = std::string(ts::name_of(entry.tensor.type())), .advice = "leave the tensor out with --drop"};
+                           .file = o.source, .place = "tensor " + ts::quoted(ts::qualified_name(part, entry.name)),
+                           .expected = "real numbers, integers or booleans", .found = std::string(ts::name_of(entry.tensor.type())),
+                           .advice = "leave the tensor out with --drop"};
   return {};
 }
 

@@ -20,6 +20,7 @@
 #include "tensorsmith/arch/prune.hpp"
 #include "tensorsmith/core/dtype.hpp"
 #include "tensorsmith/core/error.hpp"
+#include "tensorsmith/io/os.hpp"
 #include "tensorsmith/io/path.hpp"
 
 namespace convert_weights {
@@ -78,7 +79,7 @@ inline ts::prune_options pruning(const options& o) {
 
 /// Refuses outputs that would take away what is read. @fails usage
 inline ts::result<void> check_places(const options& o) {
-  if (!std::filesystem::is_directory(o.output)) return {};
+  if (!ts::os::is_folder(o.output)) return {};
   if (examples::same_place(o.source, o.output)) return usage_error("OUTPUT is SOURCE", "choose another OUTPUT");
   for (const auto& [option, path] : {std::pair("SOURCE", &o.source), std::pair("--config", &o.config), std::pair("--tokenizer", &o.tokenizer)})
     if (!path->empty() && examples::lies_within(*path, o.output))

@@ -65,14 +65,10 @@ inline std::string to_text(const summary& s) {
 }
 
 inline ts::json_value json_of(const left_out& tensors) {
-  ts::json_value::array out;
-  for (const ts::ignored_tensor& t : tensors) {
-    ts::json_value one;
+  return examples::json_list(tensors, [](ts::json_value& one, const ts::ignored_tensor& t) {
     one.set("name", t.name);
     one.set("reason", t.reason);
-    out.push_back(std::move(one));
-  }
-  return out;
+  });
 }
 
 inline ts::json_value to_json(const summary& s) {
@@ -81,14 +77,10 @@ inline ts::json_value to_json(const summary& s) {
   for (const auto& [key, text] : {std::pair("source", &s.source), std::pair("container", &s.container), std::pair("output", &s.output),
                                   std::pair("to", &s.to), std::pair("family", &s.family)})
     out.set(key, *text);
-  ts::json_value::array components;
-  for (const examples::amounts& part : s.components) {
-    ts::json_value one;
-    one.set("name", part.name);
-    examples::set_amounts(one, part);
-    components.push_back(std::move(one));
-  }
-  out.set("components", std::move(components));
+  out.set("components", examples::json_list(s.components, [](ts::json_value& one, const examples::amounts& part) {
+            one.set("name", part.name);
+            examples::set_amounts(one, part);
+          }));
   examples::set_amounts(out, total(s));
   ts::json_value counts;
   counts.set("source", s.source_tensors);

@@ -58,7 +58,8 @@ class output_writing {
     std::string last;
     for (const ts::component& part : model_.components)
       for (const ts::catalog_entry& entry : part.weights.entries()) {
-        std::string file = entry.origin.substr(0, entry.origin.find(": "));
+        const auto stored = entry.tensor.source->stored();
+        std::string file = stored ? stored->source->name() : entry.origin.substr(0, entry.origin.find(": "));
         if (file == last) continue;
         last = std::move(file);
         if (examples::same_place(last, o_.output) || (ts::os::is_folder(o_.output) && examples::lies_within(last, o_.output))) return refuse(last);
@@ -112,14 +113,16 @@ class output_writing {
     if (count == 0) return;
     run_.info("metadata", std::to_string(count) + (count == 1 ? " entry has" : " entries have") + " no place in a " + std::string(format) + " file");
   }
-  void note_lost_scalars(std::string_view format) {
-    if (!model_.scalars.empty())
-      run_.info("values", "the source keeps " + ts::quoted(model_.scalars[0].first) + (model_.scalars.size() > 1 ? " and others" : "") +
-                              " beside its tensors; they have no place in a " + std::string(format) + " file");
+  /// `place`: "a safetensors file".
+  void note_lost_scalars(std::string_view place) {
+    const std::size_t count = model_.scalars.size();
+    if (count == 0) return;
+    run_.info("values", "the source keeps " + ts::quoted(model_.scalars[0].first) + (count > 1 ? " and others" : "") + " beside its tensors; " +
+                            (count > 1 ? "they have" : "it has") + " no place in " + std::string(place));
   }
 
   ts::result<void> write_safetensors(const ts::catalog& tensors, const ts::safetensors_metadata& metadata) {
-    note_lost_scalars("safetensors");
+    note_lost_scalars("a safetensors file");
     const ts::safetensors_write_options how{.metadata = with_format(metadata), .force = o_.force, .verify = o_.verify};
     TENSORSMITH_TRY(const ts::safetensors_plan plan, ts::plan_safetensors(tensors, how.metadata, run_.limits));
     report_.files = {{o_.output, plan.size}};
@@ -142,7 +145,7 @@ class output_writing {
       return usage_error("the tensors need " + std::to_string(plan.files.size()) + " shards, and OUTPUT is called like one file",
                          "name a folder, or raise --shard-size");
     }
-    note_lost_scalars("safetensors");
+    note_lost_scalars("a safetensors file");
     for (std::size_t k = 0; k < plan.files.size(); ++k) report_.files.push_back({ts::join_path(o_.output, plan.names[k]), plan.files[k].size});
     if (!plan.index_name.empty()) report_.files.push_back({ts::join_path(o_.output, plan.index_name), plan.index_text.size()});
     TENSORSMITH_TRY(const bool now, go_on());
@@ -155,9 +158,10 @@ class output_writing {
     note_lost_metadata("torch");
     ts::torch_write_options how;
     how.force = o_.force;
+    how.verify = o_.verify;
     how.nested = nested;
     if (!nested.empty()) how.scalars = scalars;
-    else note_lost_scalars("state dict's torch");
+    else note_lost_scalars("a plain state dict");
     TENSORSMITH_TRY(const ts::torch_layout plan, ts::torch_layout::plan(tensors, how));
     report_.files = {{o_.output, plan.file_bytes()}};
     TENSORSMITH_TRY(const bool now, go_on());
@@ -167,7 +171,7 @@ class output_writing {
 
   ts::result<void> write_npz(const ts::catalog& tensors) {
     note_lost_metadata("npz");
-    note_lost_scalars("npz");
+    note_lost_scalars("an npz file");
     TENSORSMITH_TRY(const ts::npz_layout plan, ts::npz_layout::plan(tensors));
     report_.files = {{o_.output, plan.file_bytes()}};
     TENSORSMITH_TRY(const bool now, go_on());

@@ -156,56 +156,40 @@ inline ts::json_value json_of(const ts::adapter_description& a) {
   out.set("parts", json_of(a.parts));
   out.set("ranks", json_of(a.ranks));
   out.set("alphas", std::uint64_t{a.alphas});
-  ts::json_value::array embeddings;
-  for (const ts::adapter_embedding& e : a.embeddings) {
-    ts::json_value one;
-    one.set("name", e.name);
-    one.set("vectors", std::uint64_t{e.vectors});
-    one.set("width", std::uint64_t{e.width});
-    embeddings.push_back(std::move(one));
-  }
-  out.set("embeddings", std::move(embeddings));
+  out.set("embeddings", examples::json_list(a.embeddings, [](ts::json_value& one, const ts::adapter_embedding& e) {
+            one.set("name", e.name);
+            one.set("vectors", std::uint64_t{e.vectors});
+            one.set("width", std::uint64_t{e.width});
+          }));
   out.set("base", a.base);
   out.set("unknown", examples::json_of(a.unknown));
   return out;
 }
 
 inline ts::json_value json_of_files(const findings& f) {
-  ts::json_value::array out;
-  for (const file_row& file : f.files) {
-    ts::json_value one;
+  return examples::json_list(f.files, [](ts::json_value& one, const file_row& file) {
     one.set("path", file.path);
     one.set("bytes", file.bytes);
     if (!file.sha256.empty()) one.set("sha256", file.sha256);
-    out.push_back(std::move(one));
-  }
-  return out;
+  });
 }
 
 inline ts::json_value json_of_components(const findings& f) {
-  ts::json_value::array out;
-  for (const ts::component& part : f.model.components) {
-    ts::json_value one;
+  return examples::json_list(f.model.components, [](ts::json_value& one, const ts::component& part) {
     one.set("name", part.name);
     one.set("class", class_of(part.config));
     examples::set_amounts(one, amounts_of(part));
     one.set("ignored", examples::json_of(part.ignored));
-    out.push_back(std::move(one));
-  }
-  return out;
+  });
 }
 
 inline ts::json_value json_of_parts(const findings& f) {
-  ts::json_value::array out;
-  for (const part_row& part : f.parts) {
-    ts::json_value one;
+  return examples::json_list(f.parts, [](ts::json_value& one, const part_row& part) {
     one.set("component", part.component);
     one.set("prefix", part.prefix);
     one.set("names", part.names);
     one.set("tensors", part.tensors);
-    out.push_back(std::move(one));
-  }
-  return out;
+  });
 }
 
 /// Everything but the tensors.

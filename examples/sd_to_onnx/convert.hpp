@@ -106,9 +106,13 @@ inline ts::result<summary> convert(const options& o, ts::job& run, const planned
       .weights = o.weights == "copy" ? ts::weights_mode::copy : o.weights == "embed" ? ts::weights_mode::embed : ts::weights_mode::in_place,
       .data_name = o.layout == "diffusers" ? "weights.pb" : "model.onnx_data",
       .force = o.force};
-  TENSORSMITH_TRY(const ts::write_report written, o.dry_run ? ts::plan_onnx_folder(graphs, o.output, writing, run)
-                                                            : ts::write_onnx_folder(graphs, o.output, writing, run));
-  add_files(written, report);
+  auto written = o.dry_run ? ts::plan_onnx_folder(graphs, o.output, writing, run) : ts::write_onnx_folder(graphs, o.output, writing, run);
+  if (!written) {
+    if (written.error().code == ts::errc::numeric)  // the library's advice is an option of another program
+      written.error().advice = "convert to f32, or make f16 weights with convert-weights --dtype f16 --overflow saturate first";
+    return std::move(written).error();
+  }
+  add_files(*written, report);
   return report;
 }
 

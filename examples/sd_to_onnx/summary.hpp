@@ -74,16 +74,12 @@ inline ts::json_value to_json(const summary& s) {
                                   std::pair("compute", &s.compute)})
     out.set(key, *text);
   out.set("opset", s.opset);
-  ts::json_value::array components;
-  for (const component_summary& part : s.components) {
-    ts::json_value one;
-    one.set("name", part.name);
-    one.set("nodes", part.nodes);
-    examples::set_amounts(one, part);
-    one.set("ignored", examples::json_of(part.ignored));
-    components.push_back(std::move(one));
-  }
-  out.set("components", std::move(components));
+  out.set("components", examples::json_list(s.components, [](ts::json_value& one, const component_summary& part) {
+            one.set("name", part.name);
+            one.set("nodes", part.nodes);
+            examples::set_amounts(one, part);
+            one.set("ignored", examples::json_of(part.ignored));
+          }));
   examples::set_amounts(out, total(s));
   examples::set_ending(out, s);
   return out;

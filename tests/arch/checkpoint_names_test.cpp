@@ -10,6 +10,7 @@
 #include <tuple>
 #include <vector>
 
+#include "arch/sparse_checkpoint.hpp"
 #include "support/catch.hpp"
 #include "support/paths.hpp"
 #include "tensorsmith/arch/stable_diffusion_open.hpp"
@@ -208,6 +209,36 @@ TEST_CASE("a checkpoint that a trainer left, as it is on the disk, comes back") 
       CHECK(after.at(name) == tensor);
     }
   for (const auto& [name, tensor] : after) CHECK(before.count(name) == 1);
+}
+
+TEST_CASE("published models get their published names and shapes back") {
+  using namespace support;
+  const std::string first = "conditioner.embedders.0.", second = "conditioner.embedders.1.";
+  struct published {
+    std::string name;
+    parameters tensors;
+    std::size_t kept;
+  };
+  const std::vector<published> all = {
+      {"sd1", joined({ldm_unet(sd1_unet()), ldm_vae(), with_prefix("cond_stage_model.transformer.", clip_parameters(768, 12))}), 686 + 248 + 196},
+      // without the block of 12 tensors, the projection and the scale that the network does not use
+      {"sd2", joined({ldm_unet(sd2_unet()), ldm_vae(), with_prefix("cond_stage_model.model.", open_clip_parameters(1024, 24))}), 686 + 248 + 294 - 14},
+      {"sdxl", joined({ldm_unet(sdxl_unet()), ldm_vae(), with_prefix(first + "transformer.", clip_parameters(768, 12)),
+                       with_prefix(second + "model.", open_clip_parameters(1280, 32))}), 1680 + 248 + 196 + 390 - 1},
+      {"refiner", joined({ldm_unet(refiner_unet()), ldm_vae(), with_prefix(first + "model.", open_clip_parameters(1280, 32))}), 1220 + 248 + 390 - 1}};
+  const temp_folder folder;
+  for (const published& one : all) {
+    INFO(one.name);
+    write_sparse(folder / "x.safetensors", one.tensors);
+    const ts::catalog before = weights(folder / "x.safetensors").components[0].weights;
+    const ts::catalog after = checkpoint(model(folder / "x.safetensors")).tensors;
+    CHECK(after.size() == one.kept);
+    for (const ts::catalog_entry& entry : after.entries()) {
+      INFO(entry.name);
+      REQUIRE(before.contains(entry.name));
+      CHECK(before.find(entry.name)->tensor.shape() == entry.tensor.shape());
+    }
+  }
 }
 
 TEST_CASE("tiles and threads do not show in what is written") {

@@ -85,7 +85,8 @@ TEST_CASE("NUM-12: all 256 codes of the five 8-bit types have the value of their
       if (!same) FAIL(ts::name_of(type) << " code " << code << ": " << got << " for " << expected);
     }
   for (unsigned code = 0; code < 255; ++code)
-    if (static_cast<double>(decoded(dtype::f8_e8m0, static_cast<std::uint8_t>(code))) != std::ldexp(1.0, static_cast<int>(code) - 127)) FAIL("e8m0 code " << code);
+    if (static_cast<double>(decoded(dtype::f8_e8m0, static_cast<std::uint8_t>(code))) != std::ldexp(1.0, static_cast<int>(code) - 127))
+      FAIL("e8m0 code " << code);
   CHECK(std::isnan(decoded(dtype::f8_e8m0, 255)));
   // Signs and payloads of NaN are those of torch: 7 << 20 and 3 << 21.
   CHECK(std::bit_cast<std::uint32_t>(decoded(dtype::f8_e4m3, 0xFF)) == 0xFFF00000U);

@@ -5,6 +5,8 @@ element types, shapes and every element.
 
 usage: compare.py --program weights-digest [--count N] [--formats safetensors torch legacy npz] [--jobs N] [--seed N] [--work DIR]
 
+covers OUT-04, VAL-02, VAL-03, VAL-07: ten thousand random files a format, read alike by the reference libraries and by us
+
 The references are the safetensors library, torch and numpy; run this in a Python environment that has them. `--count` files a
 format and direction (10000). "legacy" is the container of torch before 1.6, which is read and not written. A difference keeps its
 file in the work folder and fails the run.
@@ -179,7 +181,7 @@ def theirs_safetensors(path, rng):
         file.write(struct.pack("<Q", len(text)) + text + data)
 
 
-def safetensors_contents(path):
+def safetensors_contents(path, _strict):
     """As the reference library reads it: torch's side where torch has the types, else the raw bytes."""
     with open(path, "rb") as file:
         raw = file.read()
@@ -221,10 +223,12 @@ def theirs_torch(path, rng, legacy):
     torch.save(saved, path, pickle_protocol=protocol, _use_new_zipfile_serialization=not legacy)
 
 
-def torch_file_contents(path):
+def torch_file_contents(path, strict):
     try:
         loaded = torch.load(path, weights_only=True)
-    except pickle.UnpicklingError:  # its strict reader knows protocol 2 only; these files are our own
+    except pickle.UnpicklingError:  # its strict reader knows protocol 2 only; these files are torch's own
+        if strict:
+            raise
         loaded = torch.load(path, weights_only=False)
     return torch_contents(loaded["state_dict"] if isinstance(loaded.get("state_dict"), dict) else loaded), None
 
@@ -255,7 +259,7 @@ def theirs_npz(path, rng):
                     numpy.lib.format.write_array(file, array, version=rng.choice([(1, 0), (2, 0), (3, 0)]))
 
 
-def npz_contents(path):
+def npz_contents(path, _strict):
     with numpy.load(path, allow_pickle=False) as archive:
         return numpy_contents({name: archive[name] for name in archive.files}), None
 
@@ -305,7 +309,7 @@ def run_chunk(task):
         found.append(f"{folder}: exit status {done.returncode}, {len(digests)} of {count} files: {done.stderr.strip()[-300:]}")
     for ours in digests:
         try:
-            said = difference(ours, *contents_of(ours["path"]))
+            said = difference(ours, *contents_of(ours["path"], direction == "write"))
         except Exception as error:  # whatever the reference library raises is a finding
             said = f"the reference reader refuses it: {type(error).__name__}: {error}"
         tensors += len(ours["tensors"])

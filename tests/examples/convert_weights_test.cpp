@@ -466,13 +466,14 @@ TEST_CASE("a signal ends the run with 128 + its number and leaves nothing") {
     bool interrupted = false;
     for (int attempt = 0; attempt < 40 && !interrupted; ++attempt) {
       fs::remove(work / "out.safetensors");
-      const outcome run = programs::run("convert-weights",
-                                        {source, work / "out.safetensors", "--dtype", "bf16", "--threads", "1", "--tile", "4K", "--json"}, {.meanwhile = [&](pid_t child) {
-                                          const auto end = std::chrono::steady_clock::now() + std::chrono::seconds(10);
-                                          while (listing(work.path()).size() < 2 && std::chrono::steady_clock::now() < end) {
-                                          }
-                                          ::kill(child, number);
-                                        }});
+      const auto send = [&](pid_t child) {
+        const auto end = std::chrono::steady_clock::now() + std::chrono::seconds(10);
+        while (listing(work.path()).size() < 2 && std::chrono::steady_clock::now() < end) {
+        }
+        ::kill(child, number);
+      };
+      const strings slowly = {source, work / "out.safetensors", "--dtype", "bf16", "--threads", "1", "--tile", "4K", "--json"};
+      const outcome run = programs::run("convert-weights", slowly, {.meanwhile = send});
       interrupted = run.status == 128 + number;
       if (!interrupted) continue;
       CHECK(run.err.find("convert-weights: CANC ") != std::string::npos);

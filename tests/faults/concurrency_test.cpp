@@ -8,12 +8,15 @@
 #include <atomic>
 #include <chrono>
 #include <csignal>
-#include <cstdint>
-#include <dirent.h>
 #include <malloc.h>
+
+#include <cstdint>
+#include <fstream>
+#include <functional>
 #include <random>
 #include <string>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "faults/support/conversions.hpp"
@@ -242,9 +245,67 @@ TEST_CASE("CON-05: who opens shards while their folder is replaced gets those of
   CHECK(whole > 10);
 }
 
+TEST_CASE("IO-05, IO-06: the source is cut off, grows, changes or is replaced during the run: nothing is published") {
+  const fast_folder work;
+  const std::string source = work / "source.safetensors", target = work / "out/model.safetensors";
+  std::vector<std::pair<std::string, std::uint64_t>> tensors;
+  for (int i = 0; i < 40; ++i) tensors.emplace_back("t" + std::to_string(100 + i), 1000);
+  const std::string bytes = safetensors_bytes(tensors);
+  const struct {
+    const char* what;
+    std::function<void()> happens;
+    std::string message;
+  } cases[] = {
+      {"cut off", [&] { fs::resize_file(source, bytes.size() / 2); },
+       "the file became shorter while it was being read (expected " + std::to_string(bytes.size()) + " bytes, found " + std::to_string(bytes.size() / 2) +
+           " bytes); run again when it is complete"},
+      {"grows", [&] { fs::resize_file(source, bytes.size() + 1); },
+       "the file changed while it was being read (expected " + std::to_string(bytes.size()) + " bytes, found " + std::to_string(bytes.size() + 1) +
+           " bytes); run again when it is complete"},
+      {"changes", [&] { std::fstream(source, std::ios::in | std::ios::out | std::ios::binary).seekp(5000) << "changed"; },
+       "the file changed while it was being read (expected " + std::to_string(bytes.size()) + " bytes, found " + std::to_string(bytes.size()) +
+           " bytes); run again when it is complete"},
+      {"is replaced",
+       [&] {
+         programs::write_text(source + ".new", bytes);
+         fs::rename(source + ".new", source);
+       },
+       "the file was replaced while it was being read (expected " + std::to_string(bytes.size()) + " bytes, found " + std::to_string(bytes.size()) +
+           " bytes); run again when it is complete"},
+  };
+  for (const auto& c : cases) {
+    for (const bool cast : {false, true}) {
+      CAPTURE(c.what, cast);
+      programs::write_text(source, bytes);
+      const auto file = ts::open_file(source);
+      REQUIRE(file);
+      ts::job run;
+      run.threads = 1;
+      const auto read = ts::read_safetensors(*file, run);
+      REQUIRE(read);
+      ts::catalog chosen;
+      for (const ts::catalog_entry& e : read->entries()) {
+        ts::tensor_ref tensor = e.tensor;
+        if (cast) tensor = *ts::cast(tensor, ts::dtype::f16);
+        REQUIRE(chosen.add(e.name, tensor, e.origin));
+      }
+      bool happened = false;
+      ::usleep(2000);  // the time of change is told in steps of the clock
+      run.on_progress = [&](const ts::progress&) {
+        if (!std::exchange(happened, true)) c.happens();
+      };
+      const auto written = ts::write_safetensors(chosen, target, {}, run);
+      REQUIRE(happened);
+      REQUIRE_FALSE(written);
+      CHECK(written.error().message() == "ITG " + source + ": " + c.message);
+      CHECK_FALSE(fs::exists(work / "out"));
+    }
+  }
+}
+
 TEST_CASE("CON-06: any number of threads writes the same bytes") {
   const sources work;
-  for (const char* name : {"cast", "shards", "from torch", "to torch", "to npz", "pipeline"}) {
+  for (const char* name : {"cast", "shards", "from torch", "to torch", "to npz", "folder", "pipeline"}) {
     CAPTURE(name);
     fs::remove_all(work / "out");
     fs::create_directories(work / "out");

@@ -43,12 +43,12 @@ std::string judge_crash(const subject& s, const snapshot& left) {
   return "neither the old nor the new output:" + names;
 }
 
-unsigned kill_at_every_call(const std::string& name, bool old) {
+void kill_at_every_call(const std::string& name, bool old) {
   const sources work;
   subject s(work, work.named(name));
   if (old) s.plant_old_output();
   bool left_old = false, left_new = false, left_temporary = false;
-  for (unsigned k = 1;; ++k) {
+  for (std::uint64_t k = 1;; k = s.after(k, "any")) {
     s.reset();
     const outcome died = s.start("any:" + std::to_string(k) + ":kill");
     INFO(name << (old ? ", an older output there" : "") << ", killed at call " << k);
@@ -57,7 +57,7 @@ unsigned kill_at_every_call(const std::string& name, bool old) {
       CHECK(left_old);
       CHECK(left_temporary);
       CHECK((left_new || !old));  // without an older output, the rename is followed by the call that ends the run's work
-      return k;
+      return;
     }
     REQUIRE(died.status == 128 + SIGKILL);
     const snapshot left = look(s.folder());
@@ -78,7 +78,7 @@ void end_at_every_call(const std::string& name, const char* action, int number) 
   subject s(work, work.named(name));
   s.plant_old_output();
   unsigned ended = 0;
-  for (unsigned k = 1;; ++k) {
+  for (std::uint64_t k = 1;; k = s.after(k, "any")) {
     s.reset();
     const outcome run = s.start("any:" + std::to_string(k) + ":" + action);
     INFO(name << ", " << action << " at call " << k << ", exit status " << run.status << ", stderr: " << run.err);
@@ -108,15 +108,16 @@ TEST_CASE("IO-15, IO-17: killed at each call: shards") {
 TEST_CASE("IO-15, IO-17: killed at each call: torch to safetensors") { kill_at_every_call("from torch", true); }
 TEST_CASE("IO-15, IO-17: killed at each call: safetensors to torch") { kill_at_every_call("to torch", true); }
 TEST_CASE("IO-15, IO-17: killed at each call: npz") { kill_at_every_call("to npz", true); }
-TEST_CASE("IO-15, IO-17: killed at each call: pipeline folder") {
-  kill_at_every_call("pipeline", false);
-  kill_at_every_call("pipeline", true);
+TEST_CASE("IO-15, IO-17: killed at each call: folder to folder") {
+  kill_at_every_call("folder", false);
+  kill_at_every_call("folder", true);
 }
+TEST_CASE("IO-15, IO-17: killed at each call: single file to pipeline folder") { kill_at_every_call("pipeline", true); }
 
 TEST_CASE("IO-14: asked to end at each call") {
   end_at_every_call("cast", "term", SIGTERM);
   end_at_every_call("shards", "int", SIGINT);
-  end_at_every_call("pipeline", "hup", SIGHUP);
+  end_at_every_call("folder", "hup", SIGHUP);
 }
 
 TEST_CASE("IO-14: SIGINT, SIGTERM and SIGHUP at 1,000 random times") {

@@ -41,7 +41,7 @@ const gguf_parts small{
 
 /// Runs `work` and checks that the peak memory grew by at most 64 MiB + 8 × the bytes that are present (U3).
 template <class Work>
-void bounded_memory(std::uint64_t bytes_present, Work&& work) {
+void bounded_memory([[maybe_unused]] std::uint64_t bytes_present, Work&& work) {
   const auto before = ts::os::memory_in_use();
   work();
   const auto after = ts::os::memory_in_use();
@@ -67,8 +67,9 @@ TEST_CASE("GGUF-02: versions 0, 1, 4 and big-endian files") {
     CHECK(verdict(gguf_bytes({.version = version})) ==
           "UNS m.gguf: byte offset 4: the file has an unsupported version of GGUF (expected 2 or 3, found " + std::to_string(version) + ")");
   for (const std::uint32_t version : {0x02000000u, 0x03000000u})
-    CHECK(verdict(gguf_bytes({.version = version})) == "UNS m.gguf: byte offset 4: the file is a big-endian GGUF file (expected a little-endian one); convert it "
-                                                       "with gguf-py on a little-endian machine");
+    CHECK(verdict(gguf_bytes({.version = version})) ==
+          "UNS m.gguf: byte offset 4: the file is a big-endian GGUF file (expected a little-endian one); convert it "
+          "with gguf-py on a little-endian machine");
 }
 
 TEST_CASE("GGUF-03: counts that the file has no room for, before anything is allocated") {
@@ -82,9 +83,14 @@ TEST_CASE("GGUF-03: counts that the file has no room for, before anything is all
     }
   });
   ts::limits few;
-  few.tensors = 1;
+  few.tensors = 2;
   CHECK(verdict(gguf_bytes(small), few) ==
-        "LIM m.gguf: byte offset 8: the file has too many tensors (expected at most 1, found 2); raise limits::tensors (--max-tensors) if you trust it");
+        "LIM m.gguf: byte offset 16: the file has too many key-value pairs (expected at most 2, found 3); raise limits::tensors "
+        "(--max-tensors) if you trust it");
+  few.tensors = 1;
+  CHECK(verdict(gguf_bytes({.tensors = small.tensors, .data = small.data}), few) ==
+        "LIM m.gguf: byte offset 8: the file has too many tensors (expected at most 1, found 2); raise limits::tensors (--max-tensors) if you trust "
+        "it");
 }
 
 TEST_CASE("GGUF-04: strings and arrays that end past the file, with lengths that wrap") {
@@ -99,7 +105,8 @@ TEST_CASE("GGUF-04: strings and arrays that end past the file, with lengths that
           "FMT m.gguf: byte offset 41: the array 'k' ends past the end of the file (expected at most 2 values, found " + shown + ")" + advice);
     CHECK(pair_verdict(gguf_pair("k", 9, gguf_array(8, length, little(0, 8)))) ==
           "FMT m.gguf: byte offset 41: the array 'k' ends past the end of the file (expected at most 1 values, found " + shown + ")" + advice);
-    CHECK(verdict(gguf_bytes({.tensors = {little(length, 8) + std::string(24, 'w')}})).find("the name of a tensor ends past the end of the file") != std::string::npos);
+    CHECK(verdict(gguf_bytes({.tensors = {little(length, 8) + std::string(24, 'w')}})).find("the name of a tensor ends past the end of the file") !=
+          std::string::npos);
   }
   std::string strings;
   for (int i = 0; i < 20; ++i) strings += gguf_string("s");
@@ -108,7 +115,8 @@ TEST_CASE("GGUF-04: strings and arrays that end past the file, with lengths that
 }
 
 TEST_CASE("GGUF-05: values of unknown types, nested arrays, booleans of 2") {
-  CHECK(pair_verdict(gguf_pair("k", 13, "12345678")) == "FMT m.gguf: byte offset 33: the value of 'k' has an unknown type (expected 0 to 12, found 13)");
+  CHECK(pair_verdict(gguf_pair("k", 13, "12345678")) ==
+        "FMT m.gguf: byte offset 33: the value of 'k' has an unknown type (expected 0 to 12, found 13)");
   CHECK(pair_verdict(gguf_pair("k", 0xFFFFFFFF, "12345678")) ==
         "FMT m.gguf: byte offset 33: the value of 'k' has an unknown type (expected 0 to 12, found 4294967295)");
   CHECK(pair_verdict(gguf_pair("k", 9, gguf_array(13, 1, "12345678"))) ==
@@ -130,14 +138,17 @@ TEST_CASE("GGUF-06: keys and tensors that appear twice, names that are no UTF-8 
   CHECK(verdict(gguf_bytes({.tensors = {gguf_tensor_bytes("\xC0\x80", {8}, 0, 0)}, .data = std::string(32, 'x')})) ==
         "FMT m.gguf: byte offset 32: the name of a tensor is no UTF-8 text (found '\\xc0\\x80')");
   CHECK(pair_verdict(gguf_pair(std::string(65537, 'k'), 0, "1")) ==
-        "LIM m.gguf: byte offset 24: a key is too long (expected at most 65536 bytes, found 65537); raise limits::name_bytes (--max-name) if you trust it");
+        "LIM m.gguf: byte offset 24: a key is too long (expected at most 65536 bytes, found 65537); raise limits::name_bytes (--max-name) if you "
+        "trust it");
 }
 
 TEST_CASE("GGUF-07: alignments that are zero, no power of two, of another type, or huge") {
   const auto with = [](std::uint32_t type, std::string value) { return pair_verdict(gguf_pair("general.alignment", type, value)); };
   for (const std::uint32_t value : {0u, 3u, 48u, 0xFFFFFFFFu})
-    CHECK(with(4, little(value, 4)) == "FMT m.gguf: byte offset 53: 'general.alignment' is no power of two (expected a power of two, found " + std::to_string(value) + ")");
-  CHECK(with(10, little(32, 8)) == "FMT m.gguf: byte offset 49: 'general.alignment' has a value of the wrong type (expected type 4 (u32), found type 10)");
+    CHECK(with(4, little(value, 4)) ==
+          "FMT m.gguf: byte offset 53: 'general.alignment' is no power of two (expected a power of two, found " + std::to_string(value) + ")");
+  CHECK(with(10, little(32, 8)) ==
+        "FMT m.gguf: byte offset 49: 'general.alignment' has a value of the wrong type (expected type 4 (u32), found type 10)");
   CHECK(with(4, little(1u << 31, 4)) == "accepted");
   CHECK(verdict(gguf_bytes({.pairs = {gguf_pair("general.alignment", 4, little(1u << 31, 4))}, .tensors = {gguf_tensor_bytes("w", {1}, 0, 0)}})) ==
         "FMT m.gguf: byte offset 90: the file is cut off (expected data from byte 2147483648 on, found 90 bytes); download or copy it again");
@@ -145,10 +156,12 @@ TEST_CASE("GGUF-07: alignments that are zero, no power of two, of another type, 
 
 TEST_CASE("GGUF-08: sizes that overflow at every step, also beside an extent of zero") {
   constexpr std::uint64_t half = std::uint64_t{1} << 63, big = std::uint64_t{1} << 40;
-  for (const auto& dims : std::vector<std::vector<std::uint64_t>>{{half, 2}, {2, half}, {huge, huge}, {big, big}, {big, big, 0}, {1u << 22, 1u << 22, 1u << 22, 2}})
+  for (const auto& dims :
+       std::vector<std::vector<std::uint64_t>>{{half, 2}, {2, half}, {huge, huge}, {big, big}, {big, big, 0}, {1u << 22, 1u << 22, 1u << 22, 2}})
     CHECK(tensor_verdict(dims, 0, 0, 32).starts_with("FMT m.gguf: byte offset 37: the size of the tensor 'w' overflows 64 bits (found shape ["));
   for (const auto& dims : std::vector<std::vector<std::uint64_t>>{{half}, {std::uint64_t{1} << 48}, {big, 256}, {half, 0}, {0, half}})
-    CHECK(tensor_verdict(dims, 0, 0, 32).starts_with("LIM m.gguf: byte offset 37: the tensor 'w' is too large (expected fewer than 281474976710656 elements, found "));
+    CHECK(tensor_verdict(dims, 0, 0, 32)
+              .starts_with("LIM m.gguf: byte offset 37: the tensor 'w' is too large (expected fewer than 281474976710656 elements, found "));
   CHECK(tensor_verdict({half, 2}, 8, 0, 34).find("overflows 64 bits") != std::string::npos);  // block types, CVE-2025-53630
   CHECK(tensor_verdict({std::uint64_t{1} << 47}, 8, 0, 34).find("ends past the end of the file") != std::string::npos);
 }
@@ -156,7 +169,8 @@ TEST_CASE("GGUF-08: sizes that overflow at every step, also beside an extent of 
 TEST_CASE("GGUF-09: extents of zero, no extents, five and a million dimensions") {
   CHECK(tensor_verdict({0}, 0, 0, 0).starts_with("FMT m.gguf: byte offset 24: the file is cut off") == false);
   for (const auto& dims : std::vector<std::vector<std::uint64_t>>{{0}, {0, 5}, {5, 0}, {0, 0, 0, 0}}) {
-    const auto read = ts::read_gguf(file_of(gguf_bytes({.tensors = {gguf_tensor_bytes("w", dims, 8, 0), gguf_tensor_bytes("v", {1}, 0, 0)}, .data = "1234"}), "m.gguf"));
+    const auto read = ts::read_gguf(
+        file_of(gguf_bytes({.tensors = {gguf_tensor_bytes("w", dims, 8, 0), gguf_tensor_bytes("v", {1}, 0, 0)}, .data = "1234"}), "m.gguf"));
     if (dims[0] != 0) {
       REQUIRE_FALSE(read);  // 5 columns are no whole block
       continue;
@@ -167,24 +181,30 @@ TEST_CASE("GGUF-09: extents of zero, no extents, five and a million dimensions")
     CHECK(bytes->empty());
   }
   CHECK(tensor_verdict({}, 0, 0, 4) == "accepted");
-  CHECK(tensor_verdict({1, 1, 1, 1, 1}, 0, 0, 4) == "UNS m.gguf: byte offset 33: the tensor 'w' has too many dimensions (expected at most 4, found 5)");
+  CHECK(tensor_verdict({1, 1, 1, 1, 1}, 0, 0, 4) ==
+        "UNS m.gguf: byte offset 33: the tensor 'w' has too many dimensions (expected at most 4, found 5)");
   CHECK(verdict(gguf_bytes({.tensors = {gguf_string("w") + little(1'000'000, 4) + std::string(100, '\1')}})) ==
         "UNS m.gguf: byte offset 33: the tensor 'w' has too many dimensions (expected at most 4, found 1000000)");
 }
 
 TEST_CASE("GGUF-10: tensor types that are not read, by name, and numbers that are no type") {
-  for (const auto& [type, name] : std::vector<std::pair<std::uint32_t, std::string>>{{3, "Q4_1"}, {6, "Q5_0"}, {12, "Q4_K"}, {14, "Q6_K"}, {16, "IQ2_XXS"}, {39, "MXFP4"}})
-    CHECK(tensor_verdict({256}, type, 0, 256) ==
-          "UNS m.gguf: byte offset 45: the tensor 'w' has an unsupported type (expected F32, F16, BF16, F64, I8, I16, I32, I64, Q8_0 or Q4_0, found " + name +
-              "); convert the file to one of these with llama-quantize");
+  for (const auto& [type, name] :
+       std::vector<std::pair<std::uint32_t, std::string>>{{3, "Q4_1"}, {6, "Q5_0"}, {12, "Q4_K"}, {14, "Q6_K"}, {16, "IQ2_XXS"}, {39, "MXFP4"}})
+    CHECK(
+        tensor_verdict({256}, type, 0, 256) ==
+        "UNS m.gguf: byte offset 45: the tensor 'w' has an unsupported type (expected F32, F16, BF16, F64, I8, I16, I32, I64, Q8_0 or Q4_0, found " +
+            name + "); convert the file to one of these with llama-quantize");
   CHECK(tensor_verdict({256}, 1000, 0, 256) ==
-        "UNS m.gguf: byte offset 45: the tensor 'w' has an unsupported type (expected F32, F16, BF16, F64, I8, I16, I32, I64, Q8_0 or Q4_0, found type 1000)");
+        "UNS m.gguf: byte offset 45: the tensor 'w' has an unsupported type (expected F32, F16, BF16, F64, I8, I16, I32, I64, Q8_0 or Q4_0, found "
+        "type 1000)");
 }
 
 TEST_CASE("GGUF-11: quantized tensors whose rows are no whole blocks") {
   for (const std::uint64_t columns : {std::uint64_t{1}, std::uint64_t{31}, std::uint64_t{33}, std::uint64_t{4544 + 16}}) {
-    CHECK(tensor_verdict({columns, 32}, 8, 0, 1000) == "FMT m.gguf: byte offset 37: the tensor 'w' has rows that are no whole blocks of Q8_0 (expected a multiple of 32 "
-                                                       "columns, found " + std::to_string(columns) + ")");
+    CHECK(tensor_verdict({columns, 32}, 8, 0, 1000) ==
+          "FMT m.gguf: byte offset 37: the tensor 'w' has rows that are no whole blocks of Q8_0 (expected a multiple of 32 "
+          "columns, found " +
+              std::to_string(columns) + ")");
     CHECK(tensor_verdict({columns}, 2, 0, 1000).find("no whole blocks of Q4_0") != std::string::npos);
   }
   CHECK(tensor_verdict({}, 8, 0, 34).find("no whole blocks of Q8_0") != std::string::npos);
@@ -192,7 +212,8 @@ TEST_CASE("GGUF-11: quantized tensors whose rows are no whole blocks") {
 
 TEST_CASE("GGUF-12: offsets that are not aligned, overlap, leave holes, or lie past the end") {
   const auto two = [](std::uint64_t first, std::uint64_t second, std::size_t data) {
-    return verdict(gguf_bytes({.tensors = {gguf_tensor_bytes("a", {10}, 0, first), gguf_tensor_bytes("b", {2}, 0, second)}, .data = std::string(data, 'x')}));
+    return verdict(
+        gguf_bytes({.tensors = {gguf_tensor_bytes("a", {10}, 0, first), gguf_tensor_bytes("b", {2}, 0, second)}, .data = std::string(data, 'x')}));
   };
   CHECK(two(0, 64, 72) == "accepted");
   CHECK(two(32, 0, 72) == "accepted");  // any order
@@ -201,11 +222,13 @@ TEST_CASE("GGUF-12: offsets that are not aligned, overlap, leave holes, or lie p
   CHECK(two(0, 0, 72) == "FMT m.gguf: byte offset 24: the tensors 'b' and 'a' overlap (expected an offset of at least 8, found 0)");
   CHECK(two(0, 96, 104) == "FMT m.gguf: byte offset 57: a hole of 32 bytes lies before the tensor 'b' (expected offset 64, found 96)");
   CHECK(two(32, 96, 104) == "FMT m.gguf: byte offset 24: a hole of 32 bytes lies before the tensor 'a' (expected offset 0, found 32)");
-  CHECK(two(0, 64, 71) == "FMT m.gguf: byte offset 57: the tensor 'b' ends past the end of the file (expected 8 bytes at offset 64 of the data, found 71 bytes of "
-                          "data); download or copy it again");
+  CHECK(two(0, 64, 71) ==
+        "FMT m.gguf: byte offset 57: the tensor 'b' ends past the end of the file (expected 8 bytes at offset 64 of the data, found 71 bytes of "
+        "data); download or copy it again");
   CHECK(two(0, huge - 31, 72).find("a hole of ") != std::string::npos);
-  CHECK(tensor_verdict({1u << 20}, 0, 0, 100) == "FMT m.gguf: byte offset 24: the tensor 'w' ends past the end of the file (expected 4194304 bytes at offset 0 of the "
-                                                 "data, found 100 bytes of data); download or copy it again");
+  CHECK(tensor_verdict({1u << 20}, 0, 0, 100) ==
+        "FMT m.gguf: byte offset 24: the tensor 'w' ends past the end of the file (expected 4194304 bytes at offset 0 of the "
+        "data, found 100 bytes of data); download or copy it again");
 }
 
 TEST_CASE("GGUF-13: bytes behind the last tensor, beyond its padding") {

@@ -233,7 +233,8 @@ TEST_CASE("LEG-04: the length before a storage") {
   both.object = program("}" + pair("a", legacy_tensor(legacy_storage("20", std::int64_t{1} << 60), 0, {2}, {1})));
   both.key_list = keys({"20"});
   both.data = raw(floats(6), std::uint64_t{1} << 60);
-  CHECK_THAT(verdict(both), StartsWith("FMT m.ckpt: storage '20': the file ends inside the storage (expected 4611686018427387904 bytes at byte offset ") &&
+  CHECK_THAT(verdict(both), StartsWith("FMT m.ckpt: storage '20': the file ends inside the storage (expected 4611686018427387904 bytes at byte "
+          "offset ") &&
                                 Contains("found 24); is the download incomplete?"));
 }
 
@@ -246,7 +247,8 @@ TEST_CASE("LEG-05: cut at every byte") {
     REQUIRE_FALSE(c);
     CHECK((c.error().code == ts::errc::malformed || (n < 15 && c.error().code == ts::errc::unsupported)));
   }
-  CHECK(verdict(whole.substr(0, whole.size() - 1)) == "FMT m.ckpt: storage '20': the file ends inside the storage (expected 24 bytes at byte offset " +
+  CHECK(verdict(whole.substr(0, whole.size() - 1)) == "FMT m.ckpt: storage '20': the file ends inside the storage (expected 24 bytes at byte "
+          "offset " +
                                                           std::to_string(whole.size() - 24) + ", found 23); is the download incomplete?");
 }
 
@@ -300,7 +302,8 @@ TEST_CASE("LEG-06: damaged tar files") {
              StartsWith("FMT m.ckpt: tar member 'pickle', tensor 'w': the tensor is not described"));
   CHECK_THAT(with([](tar& f) { f.pickle = program("}" + pair("w", integer(1) + "Q")); }), StartsWith("UNS"));
   CHECK_THAT(with([](tar& f) { f.tensors.replace(f.tensors.size() - 8, 8, le(1, 8)); }), StartsWith("FMT") && Contains("reaches past its storage"));
-  CHECK_THAT(with([](tar& f) { f.tensors.replace(f.tensors.size() - 8, 8, le(~std::uint64_t{0}, 8)); }), StartsWith("FMT") && Contains("offset is wrong"));
+  CHECK_THAT(with([](tar& f) { f.tensors.replace(f.tensors.size() - 8, 8, le(~std::uint64_t{0}, 8)); }), StartsWith("FMT") && Contains("offset "
+          "is wrong"));
   CHECK_THAT(with([](tar& f) { f.tensors = program(integer(std::int64_t{1} << 60)); }), StartsWith("LIM") && Contains("--max-tensors"));
   CHECK_THAT(with([](tar& f) { f.tensors = program(integer(2)) + f.tensors.substr(program(integer(1)).size()); }), StartsWith("FMT"));
   CHECK_THAT(with([](tar& f) { f.storages = f.storages.substr(0, f.storages.size() - 10); }), StartsWith("FMT"));
@@ -319,10 +322,30 @@ TEST_CASE("LEG-07: bare pickles of numpy arrays") {  // read, not refused; what 
              StartsWith("FMT") && Contains("tensor 'w': the array has other bytes than its shape needs (expected 32 bytes, found 24)"));
   CHECK_THAT(verdict(program("}" + pair("w", array(dtype("f4"), {-1}, floats(6))))), StartsWith("FMT") && Contains("the tensor's shape is wrong"));
   CHECK_THAT(verdict(program("}" + pair("w", array(dtype("f4"), {std::int64_t{1} << 40, std::int64_t{1} << 40}, floats(6))))), StartsWith("LIM"));
-  CHECK_THAT(verdict(program("}" + pair("w", array(dtype("f4"), {6}, floats(6)))) + "more"), StartsWith("FMT") && Contains("4 trailing bytes follow STOP"));
+  CHECK_THAT(verdict(program("}" + pair("w", array(dtype("f4"), {6}, floats(6)))) + "more"), StartsWith("FMT") && Contains("4 trailing bytes "
+          "follow STOP"));
   CHECK_THAT(verdict(program("}" + pair("w", value({})))),
              StartsWith("UNS") && Contains("the pickle refers to data outside of itself") && Contains("open the file of torch.save"));
   CHECK_THAT(verdict(program(global("os", "system") + text("id") + "\x85R")), StartsWith("UNS") && Contains("'os.system'"));
+  // A tensor of pickle.dump: its storage is a legacy stream of its own, as bytes.
+  const auto packed = [](const std::string& stream) {
+    return program("}" + pair("w", legacy_tensor(global("torch.storage", "_load_from_bytes") + "B" + le(stream.size(), 4) + stream + "\x85R", 0,
+                                                 {2, 3}, {3, 1})));
+  };
+  const legacy storage{.object = program(legacy_storage("1", 6)), .key_list = keys({"1"}), .data = raw(floats(6), 6)};
+  const auto unpacked = ts::read_torch(source(packed(storage.bytes())));
+  REQUIRE(unpacked);
+  CHECK(bytes_of(unpacked.value(), "w") == floats(6));
+  CHECK(verdict(packed("any bytes")) ==
+        "UNS m.ckpt: byte offset 80: there is no legacy stream (expected torch's magic number, found 9 other bytes)");
+  CHECK(verdict(packed("")).substr(0, 3) == "UNS");
+  legacy other = storage;
+  other.object = program("}" + pair("a", legacy_storage("1", 6)));
+  CHECK(verdict(packed(other.bytes())) == "FMT m.ckpt: object pickle: the packed storage is something else (expected a storage, found a dict)");
+  for (std::size_t n = 0; n < storage.bytes().size(); ++n)
+    CHECK_THAT(verdict(packed(storage.bytes().substr(0, n))), StartsWith("FMT") || StartsWith("UNS"));
+  CHECK_THAT(verdict(checkpoint(packed(storage.bytes()))), StartsWith("UNS") && Contains("'torch.storage._load_from_bytes', which no weight file "
+          "needs"));
   const std::string whole = program("}" + pair("w", array(dtype("f4"), {2, 3}, floats(6))));
   for (std::size_t n = 2; n < whole.size(); ++n) CHECK_THAT(verdict(whole.substr(0, n)), StartsWith("FMT"));
 }
@@ -330,12 +353,14 @@ TEST_CASE("LEG-07: bare pickles of numpy arrays") {  // read, not refused; what 
 TEST_CASE("LEG-08: pickles without end") {
   const std::uint64_t size = 1u << 30;
   const auto start = std::chrono::steady_clock::now();
-  for (const std::string& front : {magic + "\x80\x02", magic + program(integer(1001)) + "\x80\x02", magic + program(integer(1001)) + system_info() + "\x80\x02}",
+  for (const std::string& front : {magic + "\x80\x02", magic + program(integer(1001)) + "\x80\x02", magic + program(integer(1001)) +
+          system_info() + "\x80\x02}",
                                    std::string("\x80\x02")}) {
     const auto nones = std::make_shared<endless_source>(front, 'N', size);
     const auto c = ts::read_torch(nones);
     REQUIRE_FALSE(c);
-    CHECK_THAT(c.error().message(), StartsWith("LIM m.ckpt: ") && Contains("the pickle has too many opcodes (expected 5000000 at most, found more); raise "
+    CHECK_THAT(c.error().message(), StartsWith("LIM m.ckpt: ") && Contains("the pickle has too many opcodes (expected 5000000 at most, found "
+            "more); raise "
                                                                           "it with --max-pickle-opcodes"));
     CHECK(nones->read < (17u << 20));  // a window that doubles
   }
@@ -353,7 +378,8 @@ TEST_CASE("LEG-09: a file of 20 GB is opened without reading it") {
   const support::temp_folder folder;
   const std::string path = folder / "large.ckpt";
   constexpr std::int64_t rows = 1'300'000, columns = 4096;  // 21.3 GB
-  const std::string front = legacy{.object = program("}" + pair("large", legacy_tensor(legacy_storage("1", rows * columns), 0, {rows, columns}, {columns, 1})) +
+  const std::string front = legacy{.object = program("}" + pair("large", legacy_tensor(legacy_storage("1", rows * columns), 0, {rows, columns},
+          {columns, 1})) +
                                                      pair("last", legacy_tensor(legacy_storage("2", 6), 0, {2, 3}, {3, 1}))),
                                    .key_list = keys({"1", "2"})}
                                 .bytes() +
@@ -394,7 +420,8 @@ TEST_CASE("LEG-10: parts of storages") {
   CHECK_THAT(verdict(with(view("v", 5, 2), "N")),
              StartsWith("FMT") && Contains("part 'v' reaches past storage '1' (expected 6 elements, found 2 from element 5)"));
   CHECK_THAT(verdict(with(view("v", 4, 1), "N")), StartsWith("FMT") && Contains("the tensor reaches past its storage (expected elements below 1"));
-  CHECK_THAT(verdict(with(view("v", 0, 3), view("v", 1, 3))), StartsWith("FMT") && Contains("part 'v' of a storage is declared twice in different ways"));
+  CHECK_THAT(verdict(with(view("v", 0, 3), view("v", 1, 3))), StartsWith("FMT") && Contains("part 'v' of a storage is declared twice in "
+          "different ways"));
   CHECK_THAT(verdict(with(view("v", -1, 3), "N")), StartsWith("FMT") && Contains("field 5 (view) of the persistent id is wrong"));
   CHECK_THAT(verdict(with(view("v", std::numeric_limits<std::int64_t>::max(), std::numeric_limits<std::int64_t>::max()), "N")), StartsWith("FMT"));
   CHECK_THAT(verdict(with("]", "N")), StartsWith("FMT") && Contains("field 5 (view)"));
@@ -412,6 +439,8 @@ TEST_CASE("a legacy stream whose storages contradict each other") {
   file.object = program("}" + pair("a", legacy_tensor(legacy_storage("20", 6), 0, {2, 3}, {3, 1})) +
                         pair("b", legacy_tensor(legacy_storage("20", 5), 0, {2}, {1})) +
                         pair("c", legacy_tensor(legacy_storage("10", 2, "N", "LongStorage"), 0, {2}, {1})));
-  CHECK_THAT(verdict(file), StartsWith("FMT m.ckpt: object pickle, byte offset ") && Contains("storage '20' is declared twice in different ways (expected 6 "
-                                                                                              "elements of 'torch.FloatStorage', found 5 of 'torch.FloatStorage')"));
+  CHECK_THAT(verdict(file), StartsWith("FMT m.ckpt: object pickle, byte offset ") && Contains("storage '20' is declared twice in different ways "
+          "(expected 6 "
+                                                                                              "elements of 'torch.FloatStorage', found 5 of "
+                                                                                                      "'torch.FloatStorage')"));
 }

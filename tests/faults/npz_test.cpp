@@ -45,7 +45,7 @@ const std::string small_npy = npy_bytes("<i2", "(2, 3)", "abcdefghijkl");
 
 /// Runs `work` and checks that the peak memory grew by at most 64 MiB + 8 × the bytes that are present (U3).
 template <class Work>
-void bounded_memory(std::uint64_t bytes_present, Work&& work) {
+void bounded_memory([[maybe_unused]] std::uint64_t bytes_present, Work&& work) {
   const auto before = ts::os::memory_in_use();
   work();
   const auto after = ts::os::memory_in_use();
@@ -60,9 +60,11 @@ void bounded_memory(std::uint64_t bytes_present, Work&& work) {
 TEST_CASE("NPZ-01: arrays too short for a header, other magic bytes, other versions") {
   CHECK(verdict("") == "FMT a.npy: byte offset 0: the array does not start as a NumPy array (expected \\x93NUMPY, found nothing)");
   for (std::size_t n = 1; n < 6; ++n)
-    CHECK(verdict(small_npy.substr(0, n)).starts_with("FMT a.npy: byte offset 0: the array does not start as a NumPy array (expected \\x93NUMPY, found '\\x93"));
+    CHECK(verdict(small_npy.substr(0, n))
+              .starts_with("FMT a.npy: byte offset 0: the array does not start as a NumPy array (expected \\x93NUMPY, found '\\x93"));
   for (std::size_t n = 8; n < 10; ++n)
-    CHECK(verdict(small_npy.substr(0, n)) == "FMT a.npy: byte offset 0: the array is too short for a header (expected 10 bytes, found " + std::to_string(n) + ")");
+    CHECK(verdict(small_npy.substr(0, n)) ==
+          "FMT a.npy: byte offset 0: the array is too short for a header (expected 10 bytes, found " + std::to_string(n) + ")");
   CHECK(verdict("\x93NUMPY\2\0abc"s) == "FMT a.npy: byte offset 0: the array is too short for a header (expected 12 bytes, found 11)");
   CHECK(verdict("\x92NUMPY" + small_npy.substr(6)).find("found '\\x92NUMPY'") != std::string::npos);
   for (const auto& [version, shown] : {std::pair{"\0\0"s, "0.0"s}, {"\4\0"s, "4.0"s}, {"\1\1"s, "1.1"s}, {"\xFF\xFF"s, "255.255"s}})
@@ -71,8 +73,9 @@ TEST_CASE("NPZ-01: arrays too short for a header, other magic bytes, other versi
 }
 
 TEST_CASE("NPZ-02: header lengths past the end and over the limit, before anything is allocated") {
-  CHECK(verdict("\x93NUMPY\1\0\x03\0{}"s) == "FMT a.npy: byte offset 8: the header ends past the end of the array (expected at most 2 bytes, found 3); "
-                                             "copy or download it again");
+  CHECK(verdict("\x93NUMPY\1\0\x03\0{}"s) ==
+        "FMT a.npy: byte offset 8: the header ends past the end of the array (expected at most 2 bytes, found 3); "
+        "copy or download it again");
   bounded_memory(0, [] {
     CHECK(verdict("\x93NUMPY\2\0\xFF\xFF\xFF\xFF{}"s) ==
           "LIM a.npy: byte offset 8: the header is too long (expected at most 1048576 bytes, found 4294967295); raise limits::npy_header_bytes "
@@ -97,10 +100,13 @@ TEST_CASE("NPZ-03: dictionaries that are none, lack a key, have one twice or ano
   CHECK(dictionary_verdict("{'descr' '<f4'}") == "FMT a.npy: byte offset 19: a key has no value (expected ':', found ''<f4'}')");
   CHECK(dictionary_verdict("{'descr': '<f4' 'shape': ()}") ==
         "FMT a.npy: byte offset 26: the header's dictionary is damaged (expected ',' or '}', found ''shape': ()}')");
-  CHECK(dictionary_verdict("{'descr': '<f4") == "FMT a.npy: byte offset 24: a string of the header does not end (expected a closing quote, no escapes, found the "
-                                                "end of the header)");
-  CHECK(dictionary_verdict("{'des\\x63r': '<f4'}").find("a string of the header does not end (expected a closing quote, no escapes") != std::string::npos);
-  CHECK(dictionary_verdict("{'descr': __import__('os').system('true')}").starts_with("FMT a.npy: byte offset 20: the header's dictionary is damaged"));
+  CHECK(dictionary_verdict("{'descr': '<f4") ==
+        "FMT a.npy: byte offset 24: a string of the header does not end (expected a closing quote, no escapes, found the "
+        "end of the header)");
+  CHECK(dictionary_verdict("{'des\\x63r': '<f4'}").find("a string of the header does not end (expected a closing quote, no escapes") !=
+        std::string::npos);
+  CHECK(
+      dictionary_verdict("{'descr': __import__('os').system('true')}").starts_with("FMT a.npy: byte offset 20: the header's dictionary is damaged"));
   const std::string good = "{'descr': '<f4', 'fortran_order': False, 'shape': (2, 3)}";
   CHECK(dictionary_verdict(good) == "accepted");
   CHECK(dictionary_verdict(good + "x") == "FMT a.npy: byte offset 67: the header goes on behind its dictionary (expected spaces, found 'x')");
@@ -113,8 +119,8 @@ TEST_CASE("NPZ-04: element types that NumPy has and we do not, and types without
   const auto with = [](const std::string& descr) { return verdict(npy_bytes(descr, "(2,)", "12345678")); };
   CHECK(with("|f4") == "FMT a.npy: byte offset 20: the array's type has no byte order (expected '<' or '>' before f4, found '|f4')");
   for (const std::string descr : {"f4", "", "<", "<f1", "<f3", "<f04", "<f4 ", "<c32", "<g", "<b2", "<i16", "<x4"})
-    CHECK(with(descr).starts_with("UNS a.npy: byte offset 20: the array has an unsupported type (expected booleans, integers, f2, f4, f8, c8 or c16, found '" +
-                                  descr + "')"));
+    CHECK(with(descr).starts_with(
+        "UNS a.npy: byte offset 20: the array has an unsupported type (expected booleans, integers, f2, f4, f8, c8 or c16, found '" + descr + "')"));
   CHECK(with("|O").starts_with("UNS a.npy: byte offset 20: the array holds pickled Python objects, which are never loaded"));
   CHECK(verdict(npy_bytes("{'descr': [('a', '<f4')], 'fortran_order': False, 'shape': (1,)}", "1234"))
             .starts_with("UNS a.npy: byte offset 20: the array has a structured type"));
@@ -136,8 +142,9 @@ TEST_CASE("NPZ-05: shapes that are none, overflow, or are too large") {
   for (const std::string shape : {"(2, 9223372036854775808)", "(4294967296, 4294967296)", "(8589934592, 8589934592, 0)", "(4611686018427387904, 1)"})
     CHECK(shape_verdict(shape).find("the size of the array overflows 64 bits (found shape [") != std::string::npos);
   CHECK(shape_verdict("(281474976710656,)").find("LIM a.npy: byte offset ") == 0);
-  CHECK(shape_verdict("(281474976710656,)").find("the array is too large (expected fewer than 281474976710656 elements, found shape [281474976710656]); raise "
-                                                 "limits::elements (--max-elements) if you trust it") != std::string::npos);
+  CHECK(shape_verdict("(281474976710656,)")
+            .find("the array is too large (expected fewer than 281474976710656 elements, found shape [281474976710656]); raise "
+                  "limits::elements (--max-elements) if you trust it") != std::string::npos);
   std::string many = "(";
   for (int i = 0; i < 65; ++i) many += "1, ";
   CHECK(shape_verdict(many + ")", 4) ==
@@ -145,7 +152,9 @@ TEST_CASE("NPZ-05: shapes that are none, overflow, or are too large") {
 }
 
 TEST_CASE("NPZ-06: data shorter or longer than the shape says") {
-  const auto with = [](std::size_t bytes) { return verdict(npy_bytes("{'descr':'<f4','fortran_order':False,'shape':(2,3)}", std::string(bytes, 'x'))); };
+  const auto with = [](std::size_t bytes) {
+    return verdict(npy_bytes("{'descr':'<f4','fortran_order':False,'shape':(2,3)}", std::string(bytes, 'x')));
+  };
   CHECK(with(24) == "accepted");
   CHECK(with(23) == "FMT a.npy: byte offset 84: the array is cut off (expected 24 bytes for f32 [2, 3], found 23); copy or download it again");
   CHECK(with(0) == "FMT a.npy: byte offset 61: the array is cut off (expected 24 bytes for f32 [2, 3], found 0); copy or download it again");
@@ -226,7 +235,8 @@ TEST_CASE("NPZ-10: deflate bombs stop at their declared size, before memory is s
   const std::string below = zip_bytes({{"bomb.npy", npy_bytes("|u1", "(60000000,)", std::string(60'000'000, '\0')), true}});
   bounded_memory(bomb.size(), [&] {
     CHECK(zip_verdict(bomb).starts_with("LIM a.npz: zip entry 'bomb.npy': the deflated entry expands too much (expected at most 100 times, found "));
-    CHECK(zip_verdict(liar).starts_with("FMT a.npz: zip entry 'bomb.npy': the deflated entry cannot be as large as declared (expected at most 1032 times "));
+    CHECK(zip_verdict(liar).starts_with(
+        "FMT a.npz: zip entry 'bomb.npy': the deflated entry cannot be as large as declared (expected at most 1032 times "));
     CHECK(zip_verdict(below) == "accepted");  // opening inflates its first bytes only
   });
   // Declared smaller than what comes out: the header is believed as far as the declared size goes.
@@ -270,16 +280,19 @@ TEST_CASE("NPZ-13: pickled objects inside an archive are refused by name and nev
   // What numpy.load(allow_pickle=True) would run.
   const std::string pickle = npy_bytes("|O", "()", "cposix\nsystem\n(S'touch " + (folder / "executed") + "'\ntR.");
   CHECK(zip_verdict(zip_bytes({{"good.npy", small_npy}, {"evil.npy", pickle}})) ==
-        "UNS a.npz: zip entry 'evil.npy', byte offset 20: the array holds pickled Python objects, which are never loaded (expected booleans, integers, f2, "
+        "UNS a.npz: zip entry 'evil.npy', byte offset 20: the array holds pickled Python objects, which are never loaded (expected booleans, "
+        "integers, f2, "
         "f4, f8, c8 or c16, found '|O'); save numbers: array.astype('f4')");
   CHECK(std::filesystem::is_empty(folder.path()));
 }
 
 TEST_CASE("NPZ-14: entries that are no arrays are listed; those that only pretend are errors") {
-  const auto read = ts::read_npz(file_of(zip_bytes({{"x.npy", small_npy}, {"folder/", ""}, {"data.pkl", "cposix\nsystem\n."}, {"x.NPY", "no"}}), "a.npz"));
+  const auto read =
+      ts::read_npz(file_of(zip_bytes({{"x.npy", small_npy}, {"folder/", ""}, {"data.pkl", "cposix\nsystem\n."}, {"x.NPY", "no"}}), "a.npz"));
   REQUIRE(read);
   CHECK(read->tensors.size() == 1);
-  CHECK(read->ignored == std::vector<std::string>{"'folder/': a folder", "'data.pkl': its name does not end in .npy", "'x.NPY': its name does not end in .npy"});
+  CHECK(read->ignored ==
+        std::vector<std::string>{"'folder/': a folder", "'data.pkl': its name does not end in .npy", "'x.NPY': its name does not end in .npy"});
   CHECK(zip_verdict(zip_bytes({{"x.npy", "hello"}})) ==
         "FMT a.npz: zip entry 'x.npy', byte offset 0: the array does not start as a NumPy array (expected \\x93NUMPY, found 'hello')");
   CHECK(zip_verdict(zip_bytes({{"x.npy", ""}})) ==
@@ -291,7 +304,8 @@ TEST_CASE("NPZ-14: entries that are no arrays are listed; those that only preten
 TEST_CASE("NPZ-15: damaged deflate data in a header") {
   std::string archive = zip_bytes({{"x.npy", small_npy, true}});
   archive[30 + 5] = '\xFF';  // the first byte of the stream: a reserved kind of block
-  CHECK(zip_verdict(archive) == "FMT a.npz: zip entry 'x.npy': the deflated data is damaged (expected a complete deflate stream, found invalid block type)");
+  CHECK(zip_verdict(archive) ==
+        "FMT a.npz: zip entry 'x.npy': the deflated data is damaged (expected a complete deflate stream, found invalid block type)");
 }
 
 TEST_CASE("NPZ-16: bytes before and behind the archive") {
@@ -311,5 +325,6 @@ TEST_CASE("NPZ-17: 60,000 arrays, and one more than the limit") {
   ts::limits few;
   few.tensors = 59'999;
   CHECK(zip_verdict(archive, few) ==
-        "LIM a.npz: zip entry 't59999.npy': the file has too many tensors (expected at most 59999); raise limits::tensors (--max-tensors) if you trust it");
+        "LIM a.npz: zip entry 't59999.npy': the file has too many tensors (expected at most 59999); raise limits::tensors (--max-tensors) if you "
+        "trust it");
 }

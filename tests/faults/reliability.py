@@ -207,6 +207,7 @@ DIFFERENCES = """
 
 The reference readers are the safetensors library and torch. Where two readers disagree on a file, the file is a way to show one
 thing to a scanner and another to a loader; hence the strict side, unless real files need the other.
+`tests/differential/differences.py` shows that both sides still do what is said here.
 
 | what | here | rows |
 |---|---|---|"""

@@ -16,8 +16,10 @@ TEST_CASE("TOK-05, TOK-06: odd vocabularies and merges are copied byte by byte")
   REQUIRE(programs::run("make-tiny-sd", {folder, "--family", "sd1", "--form", "diffusers"}).status == 0);
   std::string many = "{";
   for (int i = 0; i < 1'000'000; ++i) many += (i ? ",\"t" : "\"t") + std::to_string(i) + "\":" + std::to_string(i);
-  const std::string vocabularies[] = {R"({"a":0,"b":7})", R"({"a":0,"b":0,"a":1})", "{\"\xFF\":4294967295,\"b\":-1}", "", "{\"a\":" + std::string(100'000, '['), many + "}"};
-  const std::string merges[] = {"#version: 0.2\r\na b\r\n", "\xEF\xBB\xBF" "a b\n", "a b", "", std::string(1000, 'a') + " " + std::string(1000, 'b') + "\n"};
+  const std::string vocabularies[] = {R"({"a":0,"b":7})", R"({"a":0,"b":0,"a":1})", "{\"\xFF\":4294967295,\"b\":-1}", "",
+                                      "{\"a\":" + std::string(100'000, '['), many + "}"};
+  const std::string merges[] = {"#version: 0.2\r\na b\r\n", "\xEF\xBB\xBF" "a b\n", "a b", "",
+                                std::string(1000, 'a') + " " + std::string(1000, 'b') + "\n"};
   for (const std::string& vocabulary : vocabularies)
     for (const std::string& merge : merges) {
       if (&vocabulary != vocabularies && &merge != merges) continue;  // each with one good partner

@@ -176,6 +176,25 @@ TEST_CASE("VAL-06: a checkpoint of a training run: weights are read, the rest is
                                                  "omegaconf.dictconfig.DictConfig"});
 }
 
+TEST_CASE("LEG-01: the legacy stream in pickles of protocol 2 to 5") {
+  using namespace torch_bytes;
+  const auto pair = [](const std::string& key, const std::string& value) { return text(key) + value + "s"; };
+  const std::string number = "\x8A\x0A\x6C\xFC\x9C\x46\xF9\x20\x6A\xA8\x50\x19\x2E"_s;
+  const std::string system = program("}" + pair("protocol_version", integer(1001)) + pair("little_endian", "\x88") + text("type_sizes") + "}" +
+                                     pair("short", integer(2)) + pair("int", integer(4)) + pair("long", integer(4)) + "s");
+  std::string object = one({});
+  const std::string persistent = integer(6) + "tQ";  // six elements and a view, which is None
+  REQUIRE(object.find(persistent) != std::string::npos);
+  object.replace(object.find(persistent), persistent.size(), integer(6) + "NtQ");
+  const support::temp_folder folder;
+  const std::string path = folder / "m.pt";
+  for (int protocol = 2; protocol <= 5; ++protocol) {
+    const std::string head = "\x80" + le(static_cast<std::uint64_t>(protocol), 1) + (protocol >= 4 ? "\x95" + le(number.size(), 8) : "");
+    write_file(path, head + number + program(integer(1001)) + system + object + program("]" + text("0") + "a") + le(6, 8) + floats(6));
+    CHECK(bytes_of(read(path), "w") == floats(6));
+  }
+}
+
 TEST_CASE("VAL-07: views into one storage become what torch makes of them") {
   using namespace torch_bytes;
   const auto pair = [](const std::string& key, const tensor& t) { return text(key) + value(t) + "s"; };
@@ -247,8 +266,8 @@ TEST_CASE("VAL-11: names of files as people have them") {
   const support::temp_folder folder;
   faults::safetensors_parts parts;
   faults::add_tensor(parts, "w", "F32", {2}, "abcdefgh");
-  const std::vector<std::string> names = {"with space", "new\nline", "-dash", "--json", "caf\xE9 (latin 1)", "😀", "'quoted'", "$(touch x)", "a\\b", "*",
-                                          std::string(242, 'n')};  // 255 with the extension and a digit
+  const std::vector<std::string> names = {"with space", "new\nline",  "-dash", "--json", "caf\xE9 (latin 1)", "😀",
+                                          "'quoted'",   "$(touch x)", "a\\b",  "*",      std::string(242, 'n')};  // 255 with extension and digit
   for (const std::string& name : names) {
     CAPTURE(name);
     const fs::path in = folder.path() / (name + "1.safetensors"), out = folder.path() / (name + "2.safetensors");

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 //
 // Damaged and hostile zip containers of torch checkpoints: each is refused with one sentence that names what is wrong.
-#include <chrono>
+#include <ctime>
 #include <memory>
 #include <span>
 #include <string>
@@ -321,7 +321,7 @@ TEST_CASE("ZIP-15: archives over several disks") {
 TEST_CASE("ZIP-16: a million entries") {
   const std::string pickle = one({});
   const auto archive = [&](std::uint32_t count) {  // put together without a list of entries, which would be larger than the archive
-    std::string out, directory, number;
+    std::string out, directory;
     const auto add = [&](const std::string& name, const std::string& data) {
       const std::string fixed = le(0, 4) + le(0, 4) + le(crc(data), 4) + le(data.size(), 4) + le(data.size(), 4) + le(name.size(), 2) + le(0, 2);
       directory += "PK\x01\x02" + le(20, 2) + le(20, 2) + fixed + le(0, 10) + le(out.size(), 4) + name;
@@ -336,22 +336,24 @@ TEST_CASE("ZIP-16: a million entries") {
     return out;
   };
   const auto file = source(archive(1000000));
-  const auto start = std::chrono::steady_clock::now();
+  const std::clock_t start = std::clock();
   const auto c = ts::read_torch(file);
-  const auto took = std::chrono::steady_clock::now() - start;
+  const double seconds = static_cast<double>(std::clock() - start) / CLOCKS_PER_SEC;
   if (!c) FAIL(c.error().message());
   CHECK(c.value().tensors.size() == 1);
-  CHECK(took < std::chrono::seconds(20));  // linear; generous for sanitizers and busy machines
+  CHECK(seconds < 15);  // linear, 1 s without sanitizers
   const auto refused = [&](const ts::limits& bounds) {
     const auto answer = ts::read_torch(file, bounds);
     return answer ? "ok" : answer.error().message();
   };
   ts::limits tight;
   tight.zip_entries = 999999;
-  CHECK(refused(tight) == "?");
+  CHECK(refused(tight) == "LIM m.ckpt: byte offset 113777950: the zip archive has too many entries (expected 999999 at most, found 1000000); "
+          "raise it with --max-zip-entries");
   tight = {};
   tight.zip_directory_bytes = 1000;
-  CHECK(refused(tight) == "?");
+  CHECK(refused(tight) == "LIM m.ckpt: byte offset 113778091: the central directory is too large (expected 1000 bytes at most, found 64888896); "
+          "raise it with --max-zip-directory");
 }
 
 TEST_CASE("ZIP-16: ten million entries") {
@@ -362,7 +364,8 @@ TEST_CASE("ZIP-16: ten million entries") {
                                                le(~std::uint64_t{0}, 8) + le(0, 2));
   const auto c = ts::read_torch(file);
   REQUIRE_FALSE(c);
-  CHECK(c.error().message() == "LIM m.ckpt: byte offset 1050105076: the central directory is too large (expected 268435456 bytes at most, found 600060000); raise it with --max-zip-directory");
+  CHECK(c.error().message() == "LIM m.ckpt: byte offset 1050105076: the central directory is too large (expected 268435456 bytes at most, found "
+          "600060000); raise it with --max-zip-directory");
   CHECK(file->read < 100000);
 }
 

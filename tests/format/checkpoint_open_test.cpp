@@ -333,7 +333,7 @@ TEST_CASE("VAL-08: a snapshot of the hub's cache, whose files are links into blo
   CHECK(refusal((snapshot / "unet").string()).find("the path is a symbolic link that leaves its folder") != std::string::npos);
 }
 
-TEST_CASE("NET-22, ZIP-21: files that are no weights are called what they are") {
+TEST_CASE("ZIP-21: files that are no weights are called what they are") {
   const support::temp_folder folder;
   const auto said = [&](const std::string& name, std::string bytes) {
     write(folder / name, bytes);

@@ -35,8 +35,9 @@ inline std::string npy_bytes(std::string_view dictionary, std::string_view data)
 }
 /// The same with a dictionary of the three usual keys.
 inline std::string npy_bytes(std::string_view descr, std::string_view shape, std::string_view data, bool fortran = false) {
-  return npy_bytes("{'descr': '" + std::string(descr) + "', 'fortran_order': " + (fortran ? "True" : "False") + ", 'shape': " + std::string(shape) + ", }\n",
-                   data);
+  return npy_bytes(
+      "{'descr': '" + std::string(descr) + "', 'fortran_order': " + (fortran ? "True" : "False") + ", 'shape': " + std::string(shape) + ", }\n",
+      data);
 }
 
 /// One entry of an archive that zip_bytes makes. Sizes and CRC-32 can be made to lie.

@@ -142,7 +142,8 @@ TEST_CASE("what is no array of numbers is refused by name", "[format]") {
         "UNS date.npy: byte offset 20: the array holds dates or durations" + wanted + "'<M8[D]'); save them as integers: array.view('i8')");
   CHECK(verdict("duration.npy") ==
         "UNS duration.npy: byte offset 20: the array holds dates or durations" + wanted + "'<m8[s]'); save them as integers: array.view('i8')");
-  CHECK(verdict("void.npy") == "UNS void.npy: byte offset 20: the array's elements are raw bytes" + wanted + "'|V3'); save numbers: array.astype('f4')");
+  CHECK(verdict("void.npy") ==
+        "UNS void.npy: byte offset 20: the array's elements are raw bytes" + wanted + "'|V3'); save numbers: array.astype('f4')");
   CHECK(verdict("bfloat16.npy") == "UNS bfloat16.npy: byte offset 20: the array's elements are raw bytes" + wanted +
                                        "'<V2'); if they were bfloat16 (NumPy forgets the type), save array.astype('f4'), or write safetensors");
   CHECK(verdict("longdouble.npy") ==
@@ -220,10 +221,12 @@ TEST_CASE("write_npz refuses what NumPy cannot hold", "[format]") {
   };
   CHECK(ts::npz_layout::plan({}).error().message() == "MIS there are no tensors to write");
   for (const dtype type : {dtype::bf16, dtype::f8_e4m3, dtype::f8_e5m2, dtype::f8_e8m0, dtype::i4, dtype::f4_e2m1})
-    CHECK(verdict("a", type) == "UNS tensor 'a': NumPy has no element type " + std::string(ts::name_of(type)) + "; cast it first, or write .safetensors");
+    CHECK(verdict("a", type) ==
+          "UNS tensor 'a': NumPy has no element type " + std::string(ts::name_of(type)) + "; cast it first, or write .safetensors");
   for (const std::string& name : {std::string("/a"), std::string("a//b"), std::string("a/"), std::string("../a"), std::string("./a")})
-    CHECK(verdict(name, dtype::u8) == "MIS tensor " + ts::quoted(name) +
-                                          ": a tensor cannot have this name in a .npz file (expected a path without empty, '.' or '..' parts); rename it");
+    CHECK(verdict(name, dtype::u8) ==
+          "MIS tensor " + ts::quoted(name) +
+              ": a tensor cannot have this name in a .npz file (expected a path without empty, '.' or '..' parts); rename it");
   CHECK(verdict("a\\b", dtype::u8).starts_with("MIS tensor 'a\\b': a tensor cannot have this name"));
   CHECK(verdict("a\xFF", dtype::u8).starts_with("MIS tensor 'a\\xff': a tensor cannot have this name"));
   CHECK(verdict("c:a", dtype::u8).starts_with("MIS tensor 'c:a': a tensor cannot have this name"));

@@ -65,6 +65,7 @@ const ts::json_value* scalar(const ts::torch_checkpoint& c, const std::string& n
 }  // namespace
 
 TEST_CASE("a legacy stream: every element type, views, shared storages") {
+  compared("legacy.4.pt", "legacy");
   const auto c = compared("legacy.pt", "legacy");
   CHECK(c.tensors.size() == 22);
   CHECK(texts(c) == std::vector<std::string>{"5 tensors lie in a range of bytes that another one uses too, first 'transposed' beside 'f16'; each is "
@@ -112,6 +113,10 @@ TEST_CASE("pickles of numpy arrays, protocols 2 to 5") {
     CHECK(c.ignored[0].path == "words");
     CHECK(c.ignored[1].path == "objects");
   }
+}
+
+TEST_CASE("pickles of tensors, whose storages are packed into bytes") {
+  for (const std::string name : {"tensors.2.pkl", "tensors.4.pkl"}) compared(name, "legacy");
 }
 
 TEST_CASE("a tar file of torch 0.1") {

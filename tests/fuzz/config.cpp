@@ -42,7 +42,7 @@ catalog shapes_of(const json_value& weights) {
       if (__builtin_mul_overflow(elements, static_cast<std::size_t>(*extent), &elements) || elements >= std::size_t{1} << 48) break;
       shape.push_back(static_cast<std::size_t>(*extent));
     }
-    if (!out.add(name, {stored_tensor(nothing, 0, dtype::f16, std::move(shape), name), 0}, name)) break;
+    if (!out.add(name, {stored_tensor(nothing, 0, dtype::f16, std::move(shape), name), 0}, quoted(name))) break;
   }
   return out;
 }

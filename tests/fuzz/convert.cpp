@@ -52,7 +52,9 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
   constexpr dtype types[] = {dtype::f32, dtype::f16, dtype::bf16, dtype::f64};
   fuzz::small_tensors small;
   if (!fuzz::take_small(turn % 2 ? read->tensors : cast_all(read->tensors, types[turn / 2 % 4]), small) || small.tensors.empty()) return 0;
-  const auto again = turn / 8 % 3 == 0 ? fuzz::as_safetensors(small.tensors) : turn / 8 % 3 == 1 ? fuzz::as_torch(small.tensors) : fuzz::as_npz(small.tensors);
+  const auto again = turn / 8 % 3 == 0   ? fuzz::as_safetensors(small.tensors)
+                     : turn / 8 % 3 == 1 ? fuzz::as_torch(small.tensors)
+                                         : fuzz::as_npz(small.tensors);
   if (!again) {
     fuzz::check_refusal(again.error());
     if (again.error().code != errc::unsupported && again.error().code != errc::mismatch)

@@ -18,7 +18,8 @@ inline std::string gguf_file(dice& roll) {
     std::uint32_t id;
     std::size_t elements, bytes;
   };
-  constexpr kind kinds[] = {{0, 1, 4}, {1, 1, 2}, {30, 1, 2}, {8, 32, 34}, {2, 32, 18}, {24, 1, 1}, {25, 1, 2}, {26, 1, 4}, {27, 1, 8}, {28, 1, 8}, {12, 256, 144}};
+  constexpr kind kinds[] = {{0, 1, 4}, {1, 1, 2}, {30, 1, 2}, {8, 32, 34}, {2, 32, 18}, {24, 1, 1}, {25, 1, 2}, {26, 1, 4}, {27, 1, 8}, {28, 1, 8},
+                            {12, 256, 144}};
   const std::size_t tensors = roll.below(4), values = roll.below(4);
   std::uint64_t alignment = 32;
   std::string out = "GGUF" + little_endian(roll.once_in(6) ? 2 : 3, 4) + little_endian(tensors, 8), pairs, data;
@@ -66,7 +67,8 @@ inline bool mutate_gguf(std::string& file, dice& roll, std::size_t most) {
     return file.size() <= most;
   }
   const std::size_t width = roll.once_in(2) ? 4 : 8, at = roll.below(file.size() - width);
-  file.replace(at, width, little_endian(roll.once_in(2) ? odd_number(roll) : number_at(file, at, width) + roll.below(9) - 4, static_cast<int>(width)));
+  const std::uint64_t value = roll.once_in(2) ? odd_number(roll) : number_at(file, at, width) + roll.below(9) - 4;
+  file.replace(at, width, little_endian(value, static_cast<int>(width)));
   return true;
 }
 

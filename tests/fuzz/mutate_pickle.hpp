@@ -98,7 +98,8 @@ class pickle_values {
     std::string out = pickled_global("torch._utils", third ? "_rebuild_tensor_v3" : "_rebuild_tensor_v2") + "((" + pickled_text("storage") +
                       pickled_global(third ? "torch.storage" : "torch", third ? "UntypedStorage" : roll_.one_of(classes)) +
                       pickled_text(std::to_string(roll_.below(3))) + pickled_text("cpu") +
-                      pickled_number(roll_.once_in(3) ? roll_.below(70) : product(shape)) + "tQ" + pickled_number(roll_.once_in(5) ? roll_.below(9) : 0) +
+                      pickled_number(roll_.once_in(3) ? roll_.below(70) : product(shape)) + "tQ" +
+                      pickled_number(roll_.once_in(5) ? roll_.below(9) : 0) +
                       pickled_tuple(shape) + pickled_tuple(strides) + "\x89" + pickled_global("collections", "OrderedDict") + ")R";
     if (third) out += pickled_global("torch", roll_.one_of(types));
     out += "tR";
@@ -144,7 +145,8 @@ class pickle_values {
     constexpr std::string_view kinds[] = {"f4", "f8", "i8", "u1", "b1", "f2", "i4", "c8", "U1", "O8"};
     const std::string_view kind = roll_.one_of(kinds);
     const auto width = static_cast<std::size_t>(kind[1] - '0');
-    const std::string type = pickled_global("numpy", "dtype") + pickled_text(kind) + "\x89\x88\x87R(K\x03" + pickled_text(roll_.once_in(6) ? ">" : "<") +
+    const std::string type = pickled_global("numpy", "dtype") + pickled_text(kind) + "\x89\x88\x87R(K\x03" + 
+                             pickled_text(roll_.once_in(6) ? ">" : "<") +
                              "NNNJ\xFF\xFF\xFF\xFFJ\xFF\xFF\xFF\xFFK" + std::string(1, '\0') + "tb";
     const std::vector<std::size_t> shape = small_shape(roll_);
     const auto raw = [&](std::size_t bytes) { return "B" + little_endian(bytes, 4) + std::string(bytes, 'n'); };
@@ -181,7 +183,8 @@ inline bool mutate_pickle(std::string& pickle, dice& roll, std::size_t most) {
     }
     case 4: {
       constexpr std::string_view single[] = {"\x94", "2", "(", "1", "0", "a", "e", "s", "u", "b", "R", "\x81", "\x85", "\x86", "\x87", "t",
-                                             "l", "d", "]", "}", "\x8F", "\x90", "\x91", "o", "\x92", "\x93", "Q", ".", "\x95\0\0\0\0\0\0\0\0", "q\1", "h\1"};
+                                             "l", "d", "]", "}", "\x8F", "\x90", "\x91", "o", "\x92", "\x93", "Q", ".",
+                                             "\x95", "q\1", "h\1"};
       ops.insert(place, std::string(roll.one_of(single)));
       break;
     }

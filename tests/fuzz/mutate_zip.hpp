@@ -42,7 +42,8 @@ inline std::string pack(const std::vector<packed>& entries, bool wide_end) {
     const std::string data = e.deflate ? deflated(e.contents) : e.contents;
     const std::uint64_t at = out.size(), narrow = e.wide ? 0xFFFFFFFF : 0;
     const std::string crc = little_endian(::crc32_z(0, reinterpret_cast<const Bytef*>(e.contents.data()), e.contents.size()), 4);
-    const std::string extra = e.wide ? little_endian(1, 2) + little_endian(16, 2) + little_endian(e.contents.size(), 8) + little_endian(data.size(), 8) : "";
+    const std::string extra = e.wide ? little_endian(1, 2) + little_endian(16, 2) + little_endian(e.contents.size(), 8) +
+                                           little_endian(data.size(), 8) : "";
     const std::string sizes = little_endian(narrow ? narrow : data.size(), 4) + little_endian(narrow ? narrow : e.contents.size(), 4);
     const std::string common = little_endian(e.descriptor ? 8 : 0, 2) + little_endian(e.deflate ? 8 : 0, 2) + std::string(4, '\0');
     out += "PK\x03\x04" + little_endian(20, 2) + common + (e.descriptor ? std::string(12, '\0') : crc + sizes) + little_endian(e.name.size(), 2) +

@@ -77,10 +77,11 @@ inline std::string_view as_text(std::span<const std::uint8_t> input) {
   return {reinterpret_cast<const char*>(input.data()), input.size()};
 }
 
-/// The ordinary limits, but for the number of values a pickle may make one look at (a second's work); for one size in four such low ones that inputs of a few hundred bytes meet them.
+/// The ordinary limits, but for the values of a pickle that may be looked at: small files can ask for a second's work. For one
+/// size in four, limits so low that inputs of a few hundred bytes meet them.
 inline tensorsmith::limits limits_for(std::size_t input_bytes) {
   tensorsmith::limits out;
-  out.pickle_opcodes = 100'000;
+  out.pickle_opcodes = 4000;
   if (input_bytes % 4 != 3) return out;
   out.safetensors_header_bytes = 1024;
   out.tensors = 8;

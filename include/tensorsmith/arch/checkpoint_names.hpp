@@ -47,7 +47,8 @@ constexpr text_encoder_place text_encoder_place_of(sd_family family, bool second
     case sd_family::sdxl_refiner: return {"conditioner.embedders.0.model.", true};
     case sd_family::sdxl: break;
   }
-  return second ? text_encoder_place{"conditioner.embedders.1.model.", true} : text_encoder_place{"conditioner.embedders.0.transformer.", false};
+  if (second) return {"conditioner.embedders.1.model.", true};
+  return {"conditioner.embedders.0.transformer.", false};
 }
 
 namespace detail {
@@ -174,7 +175,9 @@ class checkpoint_naming {
   }
 
   static void vote_of_width(family_vote& vote, const catalog& weights) {
-    for (const std::string_view name : {"text_model.embeddings.token_embedding.weight", "embeddings.token_embedding.weight", "token_embedding.weight"}) {
+    constexpr std::string_view words_of_encoders[] = {"text_model.embeddings.token_embedding.weight", "embeddings.token_embedding.weight",
+                                                      "token_embedding.weight"};
+    for (const std::string_view name : words_of_encoders) {
       const catalog_entry* words = weights.find(name);
       if (!words || words->tensor.shape().size() != 2) continue;
       const std::size_t width = words->tensor.shape()[1];
@@ -182,7 +185,8 @@ class checkpoint_naming {
       if (width == 768) vote.allow({sd_family::sd1, sd_family::sdxl}, "the text encoder", why);
       else if (width == 1024) vote.allow({sd_family::sd2}, "the text encoder", why);
       else if (width == 1280) vote.allow({sd_family::sdxl, sd_family::sdxl_refiner}, "the text encoder", why);
-      else if (weights.contains("text_projection.weight")) vote.allow({sd_family::sdxl, sd_family::sdxl_refiner}, "the text encoder", "it has a projection");
+      else if (weights.contains("text_projection.weight"))
+        vote.allow({sd_family::sdxl, sd_family::sdxl_refiner}, "the text encoder", "it has a projection");
       return;
     }
   }
@@ -259,7 +263,8 @@ class checkpoint_naming {
       if (ignored(part, entry.name)) continue;
       const auto name = clip_name_to_ldm(entry.name);
       if (!name) unknown_.push_back(part.name + "." + entry.name);
-      else if (*name == "text_projection.weight") out_.ignored.push_back(part.name + "." + entry.name + ": this text encoder has no projection");
+      else if (*name == "text_projection.weight")
+        out_.ignored.push_back(part.name + "." + entry.name + ": this text encoder has no projection");
       else put(prefix + *name, entry.tensor, entry.origin);
     }
     return {};
@@ -331,9 +336,13 @@ class checkpoint_naming {
       add_marker("v_pred");
     }
     if (zero_snr) add_marker("ztsnr");
-    if ((velocity && family_ != sd_family::sd2) || zero_snr)
-      run_.info("scheduler", std::string("the empty tensors ") + (velocity && family_ != sd_family::sd2 ? zero_snr ? "'v_pred' and 'ztsnr'" : "'v_pred'" : "'ztsnr'") +
-                                 " tell loaders of prediction_type " + says + (zero_snr ? " and rescale_betas_zero_snr" : ""));
+    const bool marked = velocity && family_ != sd_family::sd2;
+    if (marked || zero_snr) {
+      const std::string_view markers = marked && zero_snr ? "the empty tensors 'v_pred' and 'ztsnr' tell"
+                                       : marked           ? "the empty tensor 'v_pred' tells"
+                                                          : "the empty tensor 'ztsnr' tells";
+      run_.info("scheduler", std::string(markers) + " loaders of prediction_type " + says + (zero_snr ? " and rescale_betas_zero_snr" : ""));
+    }
     return {};
   }
 

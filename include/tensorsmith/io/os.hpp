@@ -152,6 +152,12 @@ inline result<std::optional<file_status>> status_if_any(const std::string& path,
   return call_failed("cannot inspect the file", path, errno);
 }
 
+/// True if a folder is there; false if nothing or something else is. @fails io (it cannot be told): not to be taken for "missing"
+inline result<bool> has_folder(const std::string& path) {
+  TENSORSMITH_TRY(const auto there, status_if_any(path));
+  return there && there->kind == file_kind::folder;
+}
+
 /// True if the path exists (a dangling symbolic link does not, unless `follow` is false).
 inline bool exists(const std::string& path, bool follow = true) {
   struct ::stat raw {};

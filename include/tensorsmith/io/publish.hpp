@@ -32,12 +32,12 @@ struct publish_options {
   std::vector<std::string> sources{};
 };
 
-/// Refuses to publish what was copied from files that changed meanwhile: asks every source that is stored unchanged in the work.
+/// Refuses to publish what was made from files that changed meanwhile: asks every source of the work.
 /// @fails integrity
 inline result<void> check_sources_unchanged(std::span<const placement> work) {
   std::vector<std::shared_ptr<const byte_source>> sources;
   for (const placement& p : work)
-    if (auto bytes = p.source->stored(); bytes && (sources.empty() || sources.back() != bytes->source)) sources.push_back(bytes->source);
+    p.source->add_sources(sources);
   std::sort(sources.begin(), sources.end());
   sources.erase(std::unique(sources.begin(), sources.end()), sources.end());
   for (const auto& source : sources) TENSORSMITH_CHECK(source->check_unchanged());

@@ -45,9 +45,10 @@ inline result<void> check_replaceable(const std::string& target, const std::stri
   const auto refuse = [&](const std::string& what) {
     return failure{.code = errc::denied, .what = what, .file = shown, .advice = "choose another output path"};
   };
-  for (const std::string& source : sources)
-    if (const auto real = os::real_path(source); real && inside(real.value()))
-      return refuse("replacing the output folder would delete the source " + quoted(source));
+  for (const std::string& source : sources) {
+    TENSORSMITH_TRY(const std::string real, os::real_path(source));  // what cannot be told is not put at risk
+    if (inside(real)) return refuse("replacing the output folder would delete the source " + quoted(source));
+  }
   if (const auto here = os::real_path("."); here && inside(here.value()))
     return refuse("replacing the output folder would delete the working directory");
   return {};

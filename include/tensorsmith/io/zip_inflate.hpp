@@ -116,6 +116,7 @@ class inflated_recipe final : public recipe {
     return inner_->prepare(run);
   }
   void release() noexcept override { entry_->unpin(); }
+  void add_sources(std::vector<std::shared_ptr<const byte_source>>& out) const override { inner_->add_sources(out); }
   result<view> load(region r, scratch& work) const override { return inner_->load(r, work); }
   result<void> produce(region r, std::span<const tile> tiles, scratch& work) const override { return inner_->produce(r, tiles, work); }
   recipe_ptr fold_transpose() const override { return wrapped(inner_->fold_transpose()); }

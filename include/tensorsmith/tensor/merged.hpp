@@ -60,6 +60,7 @@ class merged_recipe final : public recipe {
     weight_->release();
     for (const weight_change_ptr& change : changes_) change->release();
   }
+  void add_sources(std::vector<std::shared_ptr<const byte_source>>& out) const override { weight_->add_sources(out); }
   result<void> produce(region r, std::span<const tile> tiles, scratch& work) const override {
     const scratch::scope keep(work);
     const auto bytes = work.take(r.elements() * sizeof(float));

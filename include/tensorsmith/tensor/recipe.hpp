@@ -107,6 +107,9 @@ class recipe {
   /// Where output 0 lies stored, contiguous and unchanged, if it does: lets writers refer to it.
   virtual std::optional<stored_bytes> stored() const { return std::nullopt; }
 
+  /// Appends the sources whose bytes are read, so that a writer can ask them whether they changed meanwhile.
+  virtual void add_sources(std::vector<std::shared_ptr<const byte_source>>& /*out*/) const {}
+
   /// The same tensor seen otherwise, if that costs nothing at run time (strides change, a cast moves outwards); else nullptr.
   /// tensor/stored.hpp's transposed, reshaped and sliced_rows try these first. Single-output recipes only.
   virtual std::shared_ptr<recipe> fold_transpose() const { return nullptr; }

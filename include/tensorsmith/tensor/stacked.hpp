@@ -37,6 +37,7 @@ class held_output_recipe final : public recipe {
     return {};
   }
   void release() noexcept override { bytes_ = {}; }
+  void add_sources(std::vector<std::shared_ptr<const byte_source>>& out) const override { tensor_.source->add_sources(out); }
   result<view> load(region r, scratch&) const override { return at(r); }
   result<void> produce(region r, std::span<const tile> tiles, scratch&) const override {
     copy_rows(at(r), tiles[0], r.rows, row_bytes(r));
@@ -89,6 +90,9 @@ class stacked_recipe final : public recipe {
   }
   void release() noexcept override {
     for (const recipe_ptr& part : distinct_) part->release();
+  }
+  void add_sources(std::vector<std::shared_ptr<const byte_source>>& out) const override {
+    for (const recipe_ptr& part : distinct_) part->add_sources(out);
   }
 
   result<view> load(region r, scratch& work) const override {

@@ -41,6 +41,9 @@ class stored_recipe final : public recipe {
   }
 
   std::span<const tensor_info> outputs() const noexcept override { return {&info_, 1}; }
+  void add_sources(std::vector<std::shared_ptr<const byte_source>>& out) const override {
+    if (out.empty() || out.back() != file_) out.push_back(file_);
+  }
 
   plane work() const override { return walked(); }
 

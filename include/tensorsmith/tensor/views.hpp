@@ -27,6 +27,7 @@ class view_recipe : public recipe {
   std::size_t prepared_bytes() const noexcept override { return inner_->prepared_bytes(); }
   result<void> prepare(const job& run) override { return inner_->prepare(run); }
   void release() noexcept override { inner_->release(); }
+  void add_sources(std::vector<std::shared_ptr<const byte_source>>& out) const override { inner_->add_sources(out); }
 
  protected:
   recipe_ptr inner_;

@@ -3,11 +3,13 @@
 
     python tests/data/make/torch_files.py [FOLDER]
 
-legacy.pt        torch.save without zip: views, shared storages, ten element types, a Parameter, an empty and a 0-d tensor
+legacy.pt        torch.save without zip: views, shared storages, every element type, a Parameter, an empty and a 0-d tensor; legacy.4.pt the
+                 same in pickle protocol 4
 lightning.ckpt   a training run (zip): state_dict, optimizer, callbacks and hyper parameters of classes that are not installed,
                  numpy scalars and arrays; lightning_legacy.ckpt the same without zip
 module.pt        a whole pickled module with submodules, buffers and a ParameterDict; module_legacy.pt the same without zip
 arrays.N.pkl     pickle.dump of numpy arrays, protocols 2 to 5: both byte orders, Fortran order, 0-d, nested, scalars, strings
+tensors.N.pkl    pickle.dump of the tensors of legacy.pt
 tar.pt           the tar layout of torch 0.1, put together here; torch.load still reads it
 big_endian.pt    a zip whose storages are big-endian
 """
@@ -205,6 +207,7 @@ def main():
     os.makedirs(OUT, exist_ok=True)
     values = tensors()
     torch.save(values, path("legacy.pt"), _use_new_zipfile_serialization=False)
+    torch.save(values, path("legacy.4.pt"), pickle_protocol=4, _use_new_zipfile_serialization=False)
     twin("legacy", values)
     state, run = lightning()
     torch.save(run, path("lightning.ckpt"))
@@ -219,6 +222,9 @@ def main():
         with open(path(f"arrays.{protocol}.pkl"), "wb") as file:
             pickle.dump(arrays(), file, protocol=protocol)
     twin("arrays", flattened(arrays()))
+    for protocol in (2, 4):
+        with open(path(f"tensors.{protocol}.pkl"), "wb") as file:
+            pickle.dump(values, file, protocol=protocol)
     tar_file()
     big_endian()
 

@@ -62,7 +62,20 @@ class sources {
     return once("in/sd.safetensors", [&](const std::string& path) { finish("make-tiny-sd", {path, "--family", "sd1", "--form", "safetensors"}); });
   }
 
-  /// "cast", "shards", "from torch", "to torch", "to npz", "pipeline", "from shards".
+  std::string pipeline() const {
+    return once("in/pipeline", [&](const std::string& path) {
+      programs::write_text(path + "/unet/diffusion_pytorch_model.safetensors", safetensors_bytes({{"conv_in.weight", 3000}, {"conv_in.bias", 5}}));
+      programs::write_text(path + "/vae/diffusion_pytorch_model.safetensors", safetensors_bytes({{"encoder.conv_in.weight", 300}}));
+      programs::write_text(path + "/unet/config.json", R"({"_class_name":"UNet2DConditionModel"})");
+      programs::write_text(path + "/vae/config.json", R"({"_class_name":"AutoencoderKL"})");
+      programs::write_text(path + "/scheduler/scheduler_config.json", R"({"_class_name":"PNDMScheduler"})");
+      programs::write_text(path + "/model_index.json",
+                           R"({"_class_name":"StableDiffusionPipeline","unet":["diffusers","UNet2DConditionModel"],)"
+                           R"("vae":["diffusers","AutoencoderKL"],"scheduler":["diffusers","PNDMScheduler"]})");
+    });
+  }
+
+  /// "cast", "shards", "from torch", "to torch", "to npz", "folder", "pipeline", "from shards".
   conversion named(const std::string& name) const {
     const auto make = [&](std::string source, const std::string& target, strings more) {
       strings arguments{std::move(source), work_ / ("out/" + target), "--quiet", "--threads", "1"};
@@ -76,6 +89,7 @@ class sources {
     if (name == "from torch") return make(torch(), "model.safetensors", {});
     if (name == "to torch") return make(safetensors(), "model.pt", {});
     if (name == "to npz") return make(safetensors(), "model.npz", {});
+    if (name == "folder") return make(pipeline(), "pipeline", {"--to", "diffusers", "--dtype", "f16"});
     if (name == "pipeline") return make(checkpoint(), "pipeline", {"--to", "diffusers"});
     throw std::runtime_error("no conversion " + name);
   }

@@ -5,7 +5,7 @@
 //
 //   TENSORSMITH_FAULT_ROOT   files below this folder are watched; calls on others pass
 //   TENSORSMITH_FAULT        CLASS:K:ACTION; "K+" means from the k-th on. CLASS: a name of the table below, or "any".
-//                            ACTION: an errno by name, short=BYTES, kill, term, hup, int, lie (success without doing it)
+//                            ACTION: an errno by name, short=BYTES, kill, term, hup, int, stop, lie (success without doing it)
 //   TENSORSMITH_FAULT_COUNT  a file of 4096 bytes: calls of each class so far, then whether the fault happened; shared with the test
 //   TENSORSMITH_FAULT_OPENS  a file to which every path that is opened is appended, a line each
 //
@@ -46,6 +46,8 @@ const error_name error_names[] = {{"EIO", EIO}, {"ENOSPC", ENOSPC}, {"EINTR", EI
                                   {"EPERM", EPERM}, {"EROFS", EROFS}, {"EMFILE", EMFILE}, {"ENFILE", ENFILE}, {"ENOMEM", ENOMEM},
                                   {"EXDEV", EXDEV}, {"ENOSYS", ENOSYS}, {"EINVAL", EINVAL}, {"EOPNOTSUPP", EOPNOTSUPP}, {"ENOENT", ENOENT},
                                   {"EFBIG", EFBIG}, {"ENOLCK", ENOLCK}, {"EMLINK", EMLINK}, {"ESTALE", ESTALE}};
+
+const error_name signal_names[] = {{"kill", SIGKILL}, {"term", SIGTERM}, {"hup", SIGHUP}, {"int", SIGINT}, {"stop", SIGSTOP}};
 
 struct shared_counts {
   std::atomic<std::uint64_t> of[CLASSES], all, happened;
@@ -95,9 +97,9 @@ void parse(const char* text) {
     action = SHORT, argument = atol(what + 6);
   } else if (strcmp(what, "lie") == 0) {
     action = LIE;
-  } else if (strcmp(what, "kill") == 0 || strcmp(what, "term") == 0 || strcmp(what, "hup") == 0 || strcmp(what, "int") == 0) {
-    action = SIGNAL, argument = *what == 'k' ? SIGKILL : *what == 't' ? SIGTERM : *what == 'h' ? SIGHUP : SIGINT;
   } else {
+    for (const error_name& s : signal_names)
+      if (strcmp(what, s.name) == 0) action = SIGNAL, argument = s.number;
     for (const error_name& e : error_names)
       if (strcmp(what, e.name) == 0) action = FAIL, argument = e.number;
     if (action == NONE) stop("unknown action");

@@ -17,11 +17,10 @@ def skip(why):
     sys.exit(SKIPPED)
 
 
-def programs(more=()):
+def programs():
     parser = argparse.ArgumentParser()
     parser.add_argument("--programs", required=True, help="folder of convert-weights")
-    for name, default in more:
-        parser.add_argument(name, type=type(default), default=default)
+    parser.add_argument("--shim", default="", help="the library of fault_shim.cpp")
     given = parser.parse_args()
     given.convert = os.path.join(os.path.abspath(given.programs), "convert-weights")
     return given

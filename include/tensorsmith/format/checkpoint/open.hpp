@@ -154,7 +154,9 @@ class weights_folder {
     const bool shards = std::any_of(names_.begin(), names_.end(), [](const std::string& n) { return is_shard(n); });
     failure out{.code = errc::mismatch, .what = "the folder holds no weights", .file = path_,
                 .expected = "model_index.json of a pipeline, model.safetensors, pytorch_model.bin, an index of shards, or one file of weights",
-                .found = shards ? "shards without their index" : names_.empty() ? "an empty folder" : std::to_string(names_.size()) + " other entries"};
+                .found = shards           ? "shards without their index"
+                         : names_.empty() ? "an empty folder"
+                                          : std::to_string(names_.size()) + " other entries"};
     if (shards) out.advice = "download the *.index.json into the same folder";
     if (!parts.empty()) {
       out.found = "the components " + parts + " without model_index.json";

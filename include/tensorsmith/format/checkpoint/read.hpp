@@ -10,6 +10,7 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 #include <map>
 #include <memory>
 #include <optional>
@@ -49,6 +50,23 @@ struct checkpoint_file {
 };
 
 namespace detail {
+
+/// A file whose first bytes have been read: looking at what they show cannot meet an error of the disk, which would pass for a "no".
+class head_source final : public byte_source {
+ public:
+  head_source(const byte_source& file, std::string_view head) : file_(file), head_(head) {}
+  std::uint64_t size() const noexcept override { return file_.size(); }
+  const std::string& name() const noexcept override { return file_.name(); }
+  result<void> read_at(std::uint64_t offset, std::span<std::byte> out) const override {
+    if (offset > head_.size() || out.size() > head_.size() - offset) return file_.read_at(offset, out);  // a very long name in an archive
+    std::memcpy(out.data(), head_.data() + offset, out.size());
+    return {};
+  }
+
+ private:
+  const byte_source& file_;
+  std::string_view head_;
+};
 
 /// The container that a file's first bytes show, or nothing. Archives of arrays come before torch's: both are zip files.
 inline std::optional<weights_container> container_of(const byte_source& file, std::string_view head) {
@@ -123,7 +141,7 @@ inline result<checkpoint_file> read_checkpoint(std::shared_ptr<const byte_source
   std::array<char, 512> bytes{};
   const std::string_view head(bytes.data(), static_cast<std::size_t>(std::min<std::uint64_t>(bytes.size(), file->size())));
   TENSORSMITH_CHECK(file->read_at(0, std::as_writable_bytes(std::span(bytes).first(head.size()))));
-  auto container = detail::container_of(*file, head);
+  auto container = detail::container_of(detail::head_source(*file, head), head);
   // A damaged safetensors file must not be reported as something unknown: where contents tell nothing, the extension does.
   if (!container && ends_with_ignoring_case(file->name(), ".safetensors") && !foreign_file_of(head, file->name()))
     container = weights_container::safetensors;

@@ -210,6 +210,7 @@ inline result<package> read_diffusers_folder(const std::string& path, const diff
   if (!is_diffusers_folder(path))
     return failure{.code = errc::mismatch, .what = "the folder is no saved pipeline", .file = path, .expected = "model_index.json",
                    .found = os::is_folder(path) ? "a folder without it" : "no folder"};
+  TENSORSMITH_TRY(const steady_folder steady, steady_folder::begin(path));
   TENSORSMITH_TRY(out.index, detail::read_config(path, "model_index.json", run.limits));
   std::vector<std::string> models, others, sides;
   for (const auto& [name, value] : *out.index.as_object()) {
@@ -236,12 +237,14 @@ inline result<package> read_diffusers_folder(const std::string& path, const diff
     out.components.push_back(std::move(part));
   }
   for (const std::string& name : sides) {
-    if (!os::is_folder(join_path(path, name))) {
+    TENSORSMITH_TRY(const bool there, os::has_folder(join_path(path, name)));
+    if (!there) {
       run.warn(name, "the index lists it, but the folder " + quoted(join_path(path, name)) + " is missing");
       continue;
     }
     TENSORSMITH_CHECK(add_side_folder(out.side_files, join_path(path, name), name, run));
   }
+  TENSORSMITH_CHECK(steady.check());
   return out;
 }
 

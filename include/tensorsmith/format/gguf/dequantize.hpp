@@ -70,6 +70,9 @@ class dequantized_recipe final : public recipe {
   }
   std::span<const tensor_info> outputs() const noexcept override { return {&info_, 1}; }
   region grain() const override { return {0, 1, 0, detail::gguf_block}; }
+  void add_sources(std::vector<std::shared_ptr<const byte_source>>& out) const override {
+    if (out.empty() || out.back() != file_) out.push_back(file_);
+  }
 
   result<void> produce(region r, std::span<const tile> tiles, scratch& work) const override {
     const scratch::scope keep(work);

@@ -149,7 +149,8 @@ class gguf_reader {
     at_ = 4;
     TENSORSMITH_TRY(out.version, number<std::uint32_t>("the version"));
     if (out.version != 0 && (out.version & 0xFFFF) == 0)
-      return fail(errc::unsupported, 4, "the file is a big-endian GGUF file", "a little-endian one", {}, "convert it with gguf-py on a little-endian machine");
+      return fail(errc::unsupported, 4, "the file is a big-endian GGUF file", "a little-endian one", {},
+                  "convert it with gguf-py on a little-endian machine");
     if (out.version != 2 && out.version != 3)
       return fail(errc::unsupported, 4, "the file has an unsupported version of GGUF", "2 or 3", text(out.version));
     TENSORSMITH_TRY(tensor_count_, number<std::uint64_t>("the number of tensors"));
@@ -159,6 +160,9 @@ class gguf_reader {
       return fail(errc::malformed, 16, "the file has no room for its key-value pairs", "at most " + text(left() / 13), text(pair_count_));
     if (tensor_count_ > left() / 24)
       return fail(errc::malformed, 8, "the file has no room for its tensors", "at most " + text(left() / 24), text(tensor_count_));
+    if (pair_count_ > bounds_.tensors)
+      return fail(errc::limit, 16, "the file has too many key-value pairs", "at most " + text(bounds_.tensors), text(pair_count_),
+                  "raise limits::tensors (--max-tensors) if you trust it");
     if (tensor_count_ > bounds_.tensors)
       return fail(errc::limit, 8, "the file has too many tensors", "at most " + text(bounds_.tensors), text(tensor_count_),
                   "raise limits::tensors (--max-tensors) if you trust it");
@@ -251,8 +255,10 @@ class gguf_reader {
     const std::uint64_t start = at_;
     TENSORSMITH_TRY(const auto type, number<std::uint32_t>("the type of an array"));
     TENSORSMITH_TRY(const auto count, number<std::uint64_t>("the length of an array"));
-    if (type == array) return fail(errc::unsupported, start, "the value of " + quoted(key) + " is an array of arrays", "an array of numbers or strings");
-    if (type >= value_types) return fail(errc::malformed, start, "the array " + quoted(key) + " has elements of an unknown type", "0 to 12", text(type));
+    if (type == array)
+      return fail(errc::unsupported, start, "the value of " + quoted(key) + " is an array of arrays", "an array of numbers or strings");
+    if (type >= value_types)
+      return fail(errc::malformed, start, "the array " + quoted(key) + " has elements of an unknown type", "0 to 12", text(type));
     const std::size_t smallest = type == string ? 8 : value_bytes[type];
     if (count > left() / smallest)
       return fail(errc::malformed, start + 4, "the array " + quoted(key) + " ends past the end of the file",
@@ -315,15 +321,15 @@ class gguf_reader {
     if (!t.type || t.type->encoding == gguf_encoding::unsupported)
       return fail(errc::unsupported, start, who() + " has an unsupported type", "F32, F16, BF16, F64, I8, I16, I32, I64, Q8_0 or Q4_0",
                   t.type ? std::string(t.type->name) : "type " + text(type), t.type ? "convert the file to one of these with llama-quantize" : "");
-    std::uint64_t elements = 1;
+    std::uint64_t elements = 1, dense = 1;  // dense: without the extents that are 0, which libraries multiply as well
     bool overflow = false, too_large = false;
     for (std::uint32_t d = 0; d < t.rank; ++d) {
       overflow = overflow || __builtin_mul_overflow(elements, t.extents[d], &elements);
-      too_large = too_large || t.extents[d] >= bounds_.elements;
+      too_large = too_large || __builtin_mul_overflow(dense, std::max<std::uint64_t>(t.extents[d], 1), &dense) || dense >= bounds_.elements;
     }
     // Also where a later extent is 0, the products before it must not wrap.
     if (overflow) return fail(errc::malformed, shape_at, "the size of " + who() + " overflows 64 bits", {}, "shape " + to_string(shape_of(t)));
-    if (too_large || elements >= bounds_.elements)
+    if (too_large)
       return fail(errc::limit, shape_at, who() + " is too large", "fewer than " + text(bounds_.elements) + " elements",
                   "shape " + to_string(shape_of(t)), "raise limits::elements (--max-elements) if you trust it");
     const std::uint64_t inner = t.rank > 0 ? t.extents[0] : 1;
@@ -366,8 +372,8 @@ class gguf_reader {
     });
     if (tensors.empty()) return check_end(0);
     if (out.data_offset > file_.size())
-      return fail(errc::malformed, file_.size(), "the file is cut off", "data from byte " + text(out.data_offset) + " on", text(file_.size()) + " bytes",
-                  "download or copy it again");
+      return fail(errc::malformed, file_.size(), "the file is cut off", "data from byte " + text(out.data_offset) + " on",
+                  text(file_.size()) + " bytes", "download or copy it again");
     const std::uint64_t present = file_.size() - out.data_offset;
     std::uint64_t end = 0, next = 0;  // of the tensors so far; where the next may begin
     const gguf_tensor* before = nullptr;

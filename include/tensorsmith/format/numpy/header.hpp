@@ -7,6 +7,7 @@
 // pickled objects are refused.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <optional>
@@ -215,16 +216,16 @@ class npy_header_parser {
 
   /// Products are checked at every step, also where a later extent is 0.
   result<void> check_size() const {
-    std::uint64_t elements = 1;
+    std::uint64_t elements = 1, dense = 1;  // dense: without the extents that are 0, which libraries multiply as well
     bool overflow = false, too_large = false;
     for (const std::size_t extent : out_.shape) {
       overflow = overflow || __builtin_mul_overflow(elements, static_cast<std::uint64_t>(extent), &elements);
-      too_large = too_large || extent >= bounds_.elements;
+      too_large = too_large || __builtin_mul_overflow(dense, std::max<std::uint64_t>(extent, 1), &dense) || dense >= bounds_.elements;
     }
     std::uint64_t bytes = 0;
     overflow = overflow || __builtin_mul_overflow(elements, static_cast<std::uint64_t>(bits_of(out_.type) / 8), &bytes);
     if (overflow) return wrong("the size of the array overflows 64 bits", {}, "shape " + to_string(out_.shape));
-    if (too_large || elements >= bounds_.elements)
+    if (too_large)
       return fail(errc::limit, "the array is too large", "fewer than " + std::to_string(bounds_.elements) + " elements",
                   "shape " + to_string(out_.shape), "raise limits::elements (--max-elements) if you trust it");
     return {};

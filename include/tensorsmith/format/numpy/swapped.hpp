@@ -26,6 +26,7 @@ class swapped_recipe final : public recipe {
   std::size_t prepared_bytes() const noexcept override { return inner_->prepared_bytes(); }
   result<void> prepare(const job& run) override { return inner_->prepare(run); }
   void release() noexcept override { inner_->release(); }
+  void add_sources(std::vector<std::shared_ptr<const byte_source>>& out) const override { inner_->add_sources(out); }
   result<void> produce(region r, std::span<const tile> tiles, scratch& work) const override {
     const scratch::scope keep(work);
     TENSORSMITH_TRY(const view in, inner_->load(r, work));

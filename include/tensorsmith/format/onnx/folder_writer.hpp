@@ -91,17 +91,18 @@ class onnx_folder_writer {
   }
 
   template <class F>
-  void for_each_stored(F&& use) const {
+  void for_each_source(F&& use) const {
+    std::vector<std::shared_ptr<const byte_source>> sources;
     for (const bundle_component& c : models_.components)
       for (const initializer& i : c.model.initializers)
-        if (const auto* tensor = std::get_if<tensor_ref>(&i.data))
-          if (const auto stored = tensor->source->stored()) use(*stored->source);
+        if (const auto* tensor = std::get_if<tensor_ref>(&i.data)) tensor->source->add_sources(sources);
+    for (const auto& source : sources) use(*source);
   }
 
   std::vector<std::string> source_paths() const {
     std::set<std::string> paths;
     if (!models_.source.empty()) paths.insert(models_.source);
-    for_each_stored([&](const byte_source& s) { if (s.in_file()) paths.insert(s.name()); });
+    for_each_source([&](const byte_source& s) { if (s.in_file()) paths.insert(s.name()); });
     return {paths.begin(), paths.end()};
   }
 
@@ -251,7 +252,7 @@ class onnx_folder_writer {
   result<void> check_sources() {
     std::set<const byte_source*> seen;
     std::vector<const byte_source*> order;
-    for_each_stored([&](const byte_source& s) { if (seen.insert(&s).second) order.push_back(&s); });
+    for_each_source([&](const byte_source& s) { if (seen.insert(&s).second) order.push_back(&s); });
     for (const side_file& f : models_.side_files)
       if (seen.insert(f.bytes.get()).second) order.push_back(f.bytes.get());
     for (const byte_source* s : order) TENSORSMITH_CHECK(s->check_unchanged());

@@ -214,15 +214,15 @@ class safetensors_header_handler {
     if (e.end < e.begin)
       return c.fail(errc::malformed, who() + " ends before it begins", "begin ≤ end",
                     "data_offsets [" + std::to_string(e.begin) + ", " + std::to_string(e.end) + "]");
-    std::uint64_t elements = 1, bits = 0;
+    std::uint64_t elements = 1, bits = 0, dense = 1;  // dense: without the extents that are 0, which libraries multiply as well
     bool overflow = false, too_large = false;
     for (const std::size_t extent : e.shape) {
       overflow = overflow || __builtin_mul_overflow(elements, static_cast<std::uint64_t>(extent), &elements);
-      too_large = too_large || extent >= bounds_.elements;
+      too_large = too_large || __builtin_mul_overflow(dense, std::max<std::uint64_t>(extent, 1), &dense) || dense >= bounds_.elements;
     }
     overflow = overflow || __builtin_mul_overflow(elements, static_cast<std::uint64_t>(bits_of(e.type)), &bits);
     if (overflow) return c.fail(errc::malformed, "the size of " + who() + " overflows 64 bits", {}, "shape " + to_string(e.shape));
-    if (too_large || elements >= bounds_.elements)
+    if (too_large)
       return c.fail(errc::limit, who() + " is too large", "fewer than " + std::to_string(bounds_.elements) + " elements",
                     "shape " + to_string(e.shape), "raise limits::elements (--max-elements) if you trust it");
     if (bits % 8 != 0)

@@ -96,20 +96,16 @@ inline result<void> check_torch_system(const pickle_document& doc, std::int64_t 
 /// One reading of a legacy stream. @pre the file starts with the magic number
 class torch_legacy_reader {
  public:
-  torch_legacy_reader(std::shared_ptr<const byte_source> file, const limits& bounds)
-      : file_(std::move(file)), limits_(bounds), pickles_(file_, 0, file_->size(), bounds, 64u << 10) {}
+  torch_legacy_reader(const std::shared_ptr<const byte_source>& file, const limits& bounds)
+      : torch_legacy_reader(file, bounds, 0, file->size()) {}
+  /// A stream that lies in bytes [begin, end) of a file.
+  torch_legacy_reader(std::shared_ptr<const byte_source> file, const limits& bounds, std::uint64_t begin, std::uint64_t end)
+      : file_(std::move(file)), limits_(bounds), begin_(begin), end_(end), pickles_(file_, begin, end, bounds, 64u << 10) {}
 
   result<torch_checkpoint> read(std::string_view select) {
-    std::array<char, 24> head{};
-    const auto start = std::span(head).first(static_cast<std::size_t>(std::min<std::uint64_t>(head.size(), file_->size())));
-    TENSORSMITH_CHECK(file_->read_at(0, std::as_writable_bytes(start)));
-    pickles_.go_to(legacy_magic_bytes({start.data(), start.size()}));
-    TENSORSMITH_CHECK(check_protocol());
-    TENSORSMITH_CHECK(check_system());
     const std::string place = "object pickle";
-    TENSORSMITH_TRY(const pickle_document doc, pickles_.next(place, persistent_ids::storage_views));
+    TENSORSMITH_TRY(const pickle_document doc, read_front());
     const std::uint64_t window = pickles_.window_offset();
-    TENSORSMITH_CHECK(declare_storages(doc));
     TENSORSMITH_CHECK(find_storages());
     torch_tensors tensors(
         doc, file_->name(), place, [this](std::string_view key) { return record(key); }, limits_);
@@ -122,6 +118,17 @@ class torch_legacy_reader {
     return out;
   }
 
+  /// Reads a stream whose object is a storage.
+  result<std::pair<torch_storage_id, torch_record>> read_storage() {
+    TENSORSMITH_TRY(const pickle_document doc, read_front());
+    if (doc.kind(doc.root()) != pickle_kind::storage)
+      return fail(errc::malformed, "object pickle", "the packed storage is something else", "a storage", shown_value(doc, doc.root()));
+    TENSORSMITH_CHECK(find_storages());
+    torch_storage_id declared = storage_of(doc, doc.root());
+    TENSORSMITH_TRY(torch_record found, record(declared.key));
+    return std::pair(std::move(declared), std::move(found));
+  }
+
  private:
   using id = pickle_document::id;
   struct stored {
@@ -129,6 +136,23 @@ class torch_legacy_reader {
     std::uint64_t offset = 0, bytes = 0;
     bool found = false;
   };
+
+  /// Everything before the list of keys; returns the object.
+  result<pickle_document> read_front() {
+    std::array<char, 24> head{};
+    const auto start = std::span(head).first(static_cast<std::size_t>(std::min<std::uint64_t>(head.size(), end_ - begin_)));
+    TENSORSMITH_CHECK(file_->read_at(begin_, std::as_writable_bytes(start)));
+    const std::size_t magic = legacy_magic_bytes({start.data(), start.size()});
+    if (magic == 0)
+      return fail(errc::unsupported, "byte offset " + std::to_string(begin_), "there is no legacy stream", "torch's magic number",
+                  std::to_string(end_ - begin_) + " other bytes");
+    pickles_.go_to(begin_ + magic);
+    TENSORSMITH_CHECK(check_protocol());
+    TENSORSMITH_CHECK(check_system());
+    TENSORSMITH_TRY(pickle_document doc, pickles_.next("object pickle", persistent_ids::storage_views));
+    TENSORSMITH_CHECK(declare_storages(doc));
+    return doc;
+  }
 
   failure fail(errc code, std::string place, std::string what, std::string expected, std::string found,
                std::string advice = {}) const {
@@ -181,7 +205,7 @@ class torch_legacy_reader {
     if (doc.kind(doc.root()) != pickle_kind::list)
       return fail(errc::malformed, "key pickle", "the storage keys are no list", "a list", shown_value(doc, doc.root()));
     std::uint64_t at = pickles_.at();
-    const std::uint64_t size = file_->size();
+    const std::uint64_t size = end_;
     std::size_t found = 0;
     for (const id n : doc.items(doc.root())) {
       if (doc.kind(n) != pickle_kind::text)
@@ -254,6 +278,7 @@ class torch_legacy_reader {
 
   std::shared_ptr<const byte_source> file_;
   limits limits_;
+  std::uint64_t begin_, end_;
   pickle_stream pickles_;
   std::map<std::string, stored> storages_;
   std::vector<note> notes_;

@@ -77,7 +77,6 @@ struct numpy_array {
 /// Python objects.
 inline std::optional<numpy_array> numpy_array_of(const pickle_document& doc, pickle_document::id n) {
   if (doc.kind(n) != pickle_kind::object) return std::nullopt;
-  numpy_array out;
   if (doc.maker(n) == torch_symbol::numpy_buffer) {
     if (doc.count(doc.arguments(n)) != 4) return std::nullopt;
     const auto parts = doc.items(doc.arguments(n));

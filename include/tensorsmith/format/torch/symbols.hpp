@@ -51,6 +51,7 @@ enum class torch_symbol : std::uint16_t {
   numpy_array,   ///< _reconstruct: an array whose parts follow as its state
   numpy_buffer,  ///< _frombuffer: an array of protocol 5
   numpy_class,
+  packed_storage,      ///< _load_from_bytes: a storage as the bytes of a legacy stream of its own
   unsupported_tensor,  ///< sparse, quantized, meta, nested tensors: known, and refused by name
 };
 
@@ -93,6 +94,7 @@ inline constexpr symbol_row symbol_rows[] = {
     {"torch.nn.parameter", "Parameter", torch_symbol::parameter_class},
     {"torch.nn.parameter", "Buffer", torch_symbol::parameter_class},
     {"torch.storage", "UntypedStorage", torch_symbol::storage_class},
+    {"torch.storage", "_load_from_bytes", torch_symbol::packed_storage},
     {"torch.serialization", "_get_layout", torch_symbol::constant},
     {"numpy", "dtype", torch_symbol::numpy_dtype},
     {"numpy", "ndarray", torch_symbol::numpy_class},

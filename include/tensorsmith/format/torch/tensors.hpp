@@ -44,6 +44,7 @@ struct torch_storage_id {
   std::uint64_t numel = 0;    ///< elements; of untyped storages bytes
   std::string view_key;       ///< not empty: elements [view_offset, view_offset + view_numel) of the storage are meant
   std::uint64_t view_offset = 0, view_numel = 0;
+  std::optional<pickle_document::id> packed;  ///< the object of the pickle whose bytes hold it
 };
 
 /// The storage that a node of kind `storage` names.
@@ -89,6 +90,8 @@ class torch_tensors {
  public:
   using id = pickle_document::id;
   using find_record = std::function<result<torch_record>(std::string_view key)>;
+  using unpack_storage = std::function<result<std::pair<torch_storage_id, torch_record>>(std::shared_ptr<const byte_source> source,
+                                                                                         std::uint64_t begin, std::uint64_t end)>;
   using find_view = std::function<result<torch_view>(std::string_view number, const std::string& where)>;
 
   torch_tensors(const pickle_document& doc, std::string file, std::string entry, find_record find, const limits& bounds)
@@ -101,6 +104,8 @@ class torch_tensors {
   }
   /// Storages are big-endian (numpy arrays say their own order).
   void storages_are_big_endian() noexcept { big_endian_ = true; }
+  /// How storages are read that are packed into the pickle as bytes.
+  void packed_storages_mean(unpack_storage unpack) { unpack_ = std::move(unpack); }
   /// What references stand for.
   void references_mean(find_view find) { find_view_ = std::move(find); }
 
@@ -275,10 +280,12 @@ class torch_tensors {
                   least == most ? std::to_string(least) + " arguments"
                                 : std::to_string(least) + " or " + std::to_string(most) + " arguments",
                   std::to_string(args.size()));
-    if (doc_.kind(args[0]) != pickle_kind::storage)
+    const bool packed = unpack_ && doc_.kind(args[0]) == pickle_kind::object && doc_.maker(args[0]) == torch_symbol::packed_storage;
+    if (!packed && doc_.kind(args[0]) != pickle_kind::storage)
       return fail(errc::malformed, n, where, "the tensor has no storage", "a storage", std::string(name_of(doc_.kind(args[0]))));
     TENSORSMITH_CHECK(check_rest(n, where, symbol, args));
-    TENSORSMITH_TRY(const storage* const s, find_storage(storage_of(doc_, args[0]), n, where));
+    TENSORSMITH_TRY(const torch_storage_id declared, packed ? unpacked(args[0], n, where) : storage_of(doc_, args[0]));
+    TENSORSMITH_TRY(const storage* const s, find_storage(declared, n, where));
     dtype type = s->type;
     if (symbol == torch_symbol::tensor_v3) {
       const auto named = doc_.kind(args[6]) == pickle_kind::global ? element_type(doc_.name(args[6])) : std::nullopt;
@@ -299,6 +306,30 @@ class torch_tensors {
     TENSORSMITH_TRY(const auto sizes, extents(args[2], n, where, "size"));
     TENSORSMITH_TRY(const auto strides, extents(args[3], n, where, "stride"));
     return view_of(n, where, *s, type, static_cast<std::uint64_t>(doc_.integer(args[1])), sizes, strides);
+  }
+
+  /// Where the characters of a node can be read.
+  std::pair<std::shared_ptr<const byte_source>, std::uint64_t> located(id data) const {
+    if (const auto inside = doc_.input_offset(data); pickle_ && inside) return {pickle_, pickle_offset_ + *inside};
+    const auto bytes = std::as_bytes(std::span(doc_.text(data)));
+    return {std::make_shared<memory_source>(file_, std::vector<std::byte>(bytes.begin(), bytes.end())), 0};
+  }
+
+  /// The storage that bytes of the pickle hold, under a key of its own.
+  result<torch_storage_id> unpacked(id object, id n, const std::string& where) {
+    const auto known = packed_.find(object);
+    if (known != packed_.end()) return known->second.first;
+    const id arguments = doc_.arguments(object);
+    const id data = doc_.count(arguments) == 1 ? doc_.items(arguments)[0] : doc_.nothing;
+    if (data == doc_.nothing || !doc_.is_byte_string(data))
+      return fail(errc::malformed, n, where, "a packed storage is no bytes", "bytes", std::to_string(doc_.count(arguments)) + " arguments");
+    auto [source, offset] = located(data);
+    TENSORSMITH_TRY(auto made, unpack_(std::move(source), offset, offset + doc_.text(data).size()));
+    const std::string key = "packed " + std::to_string(object);
+    made.first.key = key;
+    made.first.packed = object;
+    if (!made.first.view_key.empty()) made.first.view_key = key + " " + made.first.view_key;
+    return packed_.emplace(object, std::move(made)).first->second.first;
   }
 
   /// A tensor that is described outside of the pickle.
@@ -325,14 +356,7 @@ class torch_tensors {
     std::vector<std::size_t> strides = stored_recipe::row_major_strides(shape);
     if (array.fortran)
       for (std::size_t i = 0, step = 1; i < shape.size(); step *= std::max<std::size_t>(shape[i], 1), ++i) strides[i] = step;
-    std::shared_ptr<const byte_source> source = pickle_;
-    std::uint64_t offset = 0;
-    if (const auto inside = doc_.input_offset(array.data); source && inside) {
-      offset = pickle_offset_ + *inside;
-    } else {
-      const auto bytes = std::as_bytes(std::span(data));
-      source = std::make_shared<memory_source>(file_, std::vector<std::byte>(bytes.begin(), bytes.end()));
-    }
+    auto [source, offset] = located(array.data);
     stored_bytes_ += data.size();
     range_ = {source.get(), offset, offset + data.size(), 0, {}};
     recipe_ptr stored =
@@ -404,7 +428,7 @@ class torch_tensors {
                     std::to_string(numel) + " of " + std::string(name_of(*type)));
       return &s;
     }
-    TENSORSMITH_TRY(torch_record record, find_(key));
+    TENSORSMITH_TRY(torch_record record, declared.packed ? packed_.at(*declared.packed).second : find_(key));
     const detail::wide_count needed = static_cast<detail::wide_count>(numel) * (bits_of(*type) / 8);
     if (needed > record.bytes)
       return fail(
@@ -438,16 +462,16 @@ class torch_tensors {
     return out;
   }
 
-  /// The number of elements, 0 if one size is 0.
+  /// The number of elements, 0 if one size is 0. The other sizes are bounded even then: libraries multiply them as well.
   result<std::uint64_t> count_of(id n, const std::string& where, const std::vector<std::uint64_t>& sizes) const {
     const bool empty = std::find(sizes.begin(), sizes.end(), 0) != sizes.end();
     detail::wide_count count = 1;
     for (const std::uint64_t size : sizes) {
-      if (size >= limits_.elements || (!empty && count * size >= limits_.elements))
+      if (size >= limits_.elements || count * std::max<std::uint64_t>(size, 1) >= limits_.elements)
         return fail(errc::limit, n, where, "the tensor has too many elements", "less than " + std::to_string(limits_.elements),
                     size >= limits_.elements ? std::to_string(size) : detail::to_text(count * size),
                     "no file this large is supported");
-      if (!empty) count *= size;
+      count *= std::max<std::uint64_t>(size, 1);
     }
     return empty ? 0 : static_cast<std::uint64_t>(count);
   }
@@ -502,6 +526,8 @@ class torch_tensors {
   find_record find_;
   limits limits_;
   find_view find_view_;
+  unpack_storage unpack_;
+  std::map<id, std::pair<torch_storage_id, torch_record>> packed_;
   std::shared_ptr<const byte_source> pickle_;
   std::uint64_t pickle_offset_ = 0;
   bool big_endian_ = false;

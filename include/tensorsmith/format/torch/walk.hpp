@@ -214,18 +214,27 @@ class torch_walk {
   }
   result<void> set_aside(id value, const std::string& path) {
     if (auto scalar = scalar_of(value)) {
-      constexpr std::size_t most = 200000;
-      if (out_.scalars.size() >= most)
-        return fail(errc::limit, value, "the checkpoint has too many plain values beside its tensors",
-                    std::to_string(most) + " at most", "more", "no program writes such files");
+      const std::string* text = scalar->as_string();
+      TENSORSMITH_CHECK(afford(value, sizeof(out_.scalars[0]) + path.size() + (text ? text->size() : 0)));
       out_.scalars.emplace_back(path, std::move(*scalar));
       return {};
     }
     torch_ignored left{path, std::string(name_of(doc_.kind(value))), 0, {}};
     if (doc_.kind(value) == pickle_kind::object) left.kind += " of " + quoted(doc_.class_of(value));
     TENSORSMITH_TRY(left.tensors, survey(value, &left.classes));
+    std::size_t bytes = sizeof left + path.size() + left.kind.size();
+    for (const std::string& name : left.classes) bytes += sizeof name + name.size();
+    TENSORSMITH_CHECK(afford(value, bytes));
     out_.ignored.push_back(std::move(left));
     return {};
+  }
+  /// What is listed beside the tensors must stay small, however often a small file repeats itself.
+  result<void> afford(id value, std::size_t bytes) {
+    constexpr std::uint64_t most = 32u << 20;  // a vocabulary of 250,000 words
+    left_out_bytes_ += bytes;
+    if (left_out_bytes_ <= most) return {};
+    return fail(errc::limit, value, "the checkpoint has too much beside its tensors", std::to_string(most) + " bytes of names and values at most",
+                "more", "no program writes such files");
   }
 
   std::optional<json_value> scalar_of(id n) const {
@@ -309,7 +318,7 @@ class torch_walk {
                     "more", "raise it with --max-tensors");
       if (name.empty() && frames_.empty()) name = "tensor";
       TENSORSMITH_TRY(tensor_ref tensor, tensors_.make(value, path.empty() ? name : path));
-      return out_.tensors.add(std::move(name), std::move(tensor), file_ + ": " + path);
+      return out_.tensors.add(std::move(name), std::move(tensor), file_ + ": " + detail::printable(path));
     }
     const std::string prefix = name.empty() ? name : name + ".";
     switch (doc_.kind(value)) {
@@ -374,7 +383,7 @@ class torch_walk {
   std::vector<frame> frames_;
   std::vector<std::uint32_t> seen_;
   std::uint32_t epoch_ = 0;
-  std::uint64_t visits_ = 0;
+  std::uint64_t visits_ = 0, left_out_bytes_ = 0;
 };
 
 }  // namespace detail
