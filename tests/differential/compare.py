@@ -330,9 +330,10 @@ def main():
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--jobs", type=int, default=os.cpu_count())
     parser.add_argument("--formats", nargs="*", choices=list(FORMATS), default=list(FORMATS))
-    parser.add_argument("--work", default=None, help="default: a folder in memory, /dev/shm, where there is one")
+    parser.add_argument("--work", default=None, help="where files that differ are kept; they are made in memory, in /dev/shm, where there is one")
     options = parser.parse_args()
-    base = options.work or ("/dev/shm" if os.access("/dev/shm", os.W_OK) else "/tmp")
+    # In memory, because our writer asks the disk to store each of the small files safely.
+    base, keep = "/dev/shm" if os.access("/dev/shm", os.W_OK) else options.work or "/tmp", options.work
     options.work = os.path.join(base, f"tensorsmith-differential-{os.getpid()}")
     options.program = os.path.abspath(options.program)
     torch.set_num_threads(1)
@@ -357,6 +358,9 @@ def main():
     files = sum(row[0] for row in totals.values())
     print(f"{files} files compared in {time.monotonic() - start:.0f} s, {len(findings)} differ")
     if findings or not files:
+        if keep and base != keep:
+            os.makedirs(keep, exist_ok=True)
+            options.work = shutil.move(options.work, os.path.join(keep, os.path.basename(options.work)))
         print(f"the files are in {options.work}")
         return 1
     shutil.rmtree(options.work, ignore_errors=True)

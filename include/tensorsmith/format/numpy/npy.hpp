@@ -15,8 +15,8 @@
 #include <vector>
 
 #include "tensorsmith/format/numpy/header.hpp"
-#include "tensorsmith/format/numpy/swapped.hpp"
 #include "tensorsmith/io/path.hpp"
+#include "tensorsmith/tensor/byte_swap.hpp"
 #include "tensorsmith/tensor/catalog.hpp"
 #include "tensorsmith/tensor/stored.hpp"
 
@@ -48,7 +48,7 @@ inline result<catalog> read_npy(std::shared_ptr<const byte_source> file, const l
   std::string origin = file->name() + ": " + quoted(name);
   std::vector<std::size_t> strides = header.strides();
   recipe_ptr source = strided_tensor(file, header.data_offset, header.type, std::move(header.shape), std::move(strides), origin);
-  if (header.big_endian) source = std::make_shared<swapped_recipe>(std::move(source));
+  if (header.big_endian) source = byte_swapped(std::move(source));
   catalog out;
   TENSORSMITH_CHECK(out.add(std::string(name), {std::move(source), 0}, std::move(origin)));
   return out;

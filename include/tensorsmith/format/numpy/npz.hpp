@@ -18,8 +18,8 @@
 #include <vector>
 
 #include "tensorsmith/format/numpy/header.hpp"
-#include "tensorsmith/format/numpy/swapped.hpp"
 #include "tensorsmith/io/zip_inflate.hpp"
+#include "tensorsmith/tensor/byte_swap.hpp"
 #include "tensorsmith/tensor/catalog.hpp"
 
 TENSORSMITH_BEGIN_NAMESPACE
@@ -61,7 +61,7 @@ inline result<npz_contents> read_npz(std::shared_ptr<const byte_source> file, co
     std::string name = e.name.substr(0, e.name.size() - 4), origin = file->name() + ": " + quoted(name);
     std::vector<std::size_t> strides = header.strides();
     recipe_ptr source = tensor_in_entry(archive, e, header.data_offset, header.type, std::move(header.shape), std::move(strides), origin);
-    if (header.big_endian) source = std::make_shared<swapped_recipe>(std::move(source));
+    if (header.big_endian) source = byte_swapped(std::move(source));
     planned.push_back({std::move(name), {std::move(source), 0}, std::move(origin)});
   }
   TENSORSMITH_CHECK(out.tensors.add_all(std::move(planned)));

@@ -20,9 +20,9 @@
 #include <vector>
 
 #include "tensorsmith/core/job.hpp"
-#include "tensorsmith/format/torch/byte_swap.hpp"
 #include "tensorsmith/format/torch/numpy_values.hpp"
 #include "tensorsmith/format/torch/pickle_document.hpp"
+#include "tensorsmith/tensor/byte_swap.hpp"
 #include "tensorsmith/tensor/stored.hpp"
 
 TENSORSMITH_BEGIN_NAMESPACE
@@ -361,7 +361,7 @@ class torch_tensors {
     range_ = {source.get(), offset, offset + data.size(), 0, {}};
     recipe_ptr stored =
         strided_tensor(std::move(source), offset, array.type.type, std::move(shape), std::move(strides), where, nullptr);
-    return tensor_ref{array.type.big_endian ? detail::swapped(std::move(stored)) : std::move(stored), 0};
+    return tensor_ref{array.type.big_endian ? byte_swapped(std::move(stored)) : std::move(stored), 0};
   }
 
   /// The arguments behind storage, offset, size and stride: requires_grad, hooks, [dtype], [metadata].
@@ -499,14 +499,14 @@ class torch_tensors {
                   std::to_string(bytes) + " bytes from " + std::to_string(s.record.bytes) + " stored",
                   "raise it with --max-expansion");
     TENSORSMITH_CHECK(account(bytes, n, where));
-    if (big_endian_ && s.untyped && detail::swapped_unit(type) > 1)
+    if (big_endian_ && s.untyped && number_bytes(type) > 1)
       return fail(errc::unsupported, n, where, "the tensor lies in an untyped storage of a big-endian file", "a typed storage",
                   std::string(name_of(type)), "save the file again on a little-endian machine");
     const std::uint64_t width = bits_of(type) / 8, first = s.record.offset + (empty ? 0 : offset * width);
     if (!empty) range_ = {s.record.source.get(), first, s.record.offset + (static_cast<std::uint64_t>(last) + 1) * width, 0, {}};
     recipe_ptr stored = strided_tensor(s.record.source, first, type, shape_type(sizes.begin(), sizes.end()),
                                        std::vector<std::size_t>(strides.begin(), strides.end()), where, s.record.check);
-    return tensor_ref{big_endian_ ? detail::swapped(std::move(stored)) : std::move(stored), 0};
+    return tensor_ref{big_endian_ ? byte_swapped(std::move(stored)) : std::move(stored), 0};
   }
 
   /// Many names for the same bytes must not add up to more than the file could reasonably stand for.
