@@ -86,10 +86,11 @@ def weights_case(name, options, pythons):
                  "--work", os.path.join(options.work, name)], "libraries")[0]
 
 
-def differential_case(options, pythons):
-    """Generated files of every format, ours and those of the reference libraries, read by both."""
-    return call([pythons["diffusers"], os.path.join(HERE, "..", "differential", "compare.py"), "--program",
-                 os.path.join(options.bin, "weights-digest"), "--work", os.path.join(options.work, "differential")], "differential")[0]
+def differential_case(name, options, pythons):
+    """compare: generated files of every format, ours and those of the reference libraries, read by both. differences: what we read otherwise on purpose."""
+    script = {"differential": ["compare.py", "--work", os.path.join(options.work, "differential")], "differences": ["differences.py"]}[name]
+    return call([pythons["diffusers"], os.path.join(HERE, "..", "differential", script[0]), "--program", os.path.join(options.bin, "weights-digest"),
+                 *script[1:]], name)[0]
 
 
 def main():
@@ -103,15 +104,15 @@ def main():
     pythons = {"diffusers": options.python_diffusers, "optimum": options.python_optimum}
     references, passed, failed = {}, 0, 0
     weights = subprocess.run([sys.executable, os.path.join(HERE, "weights.py"), "list"], capture_output=True, text=True, check=True).stdout.split()
-    for name in [*CASES, *("weights." + w for w in weights), "differential"]:
+    for name in [*CASES, *("weights." + w for w in weights), "differential", "differences"]:
         if not any(fnmatch.fnmatchcase(name, p) for p in options.only):
             continue
         start = time.monotonic()
         try:
             if name in CASES:
                 said = pipeline_case(name, options, pythons, references)
-            elif name == "differential":
-                said = differential_case(options, pythons)
+            elif name in ("differential", "differences"):
+                said = differential_case(name, options, pythons)
             else:
                 said = weights_case(name, options, pythons)
             good = True
