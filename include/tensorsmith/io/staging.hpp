@@ -30,8 +30,16 @@ inline result<std::string> publication_target(const std::string& path) {
   const auto refuse = [&](std::string what) { return failure{.code = errc::path, .what = std::move(what), .file = path}; };
   if (target.empty()) return refuse("the output path is empty");
   if (target.find('\0') != std::string::npos) return refuse("the output path holds a NUL byte");
-  if (os::exists(target)) return os::real_path(target);
-  if (os::exists(target, false)) return refuse("the output path is a symbolic link to nothing");
+  // Other runs may come and go at the same name: one look at the name itself, one behind the link that it is.
+  TENSORSMITH_TRY(const auto there, os::status_if_any(target, false));
+  if (there && there->kind == os::file_kind::symbolic_link) {
+    TENSORSMITH_TRY(const auto behind, os::status_if_any(target));
+    if (!behind) return refuse("the output path is a symbolic link to nothing");
+  }
+  if (there) {
+    auto real = os::real_path(target);
+    if (real || os::exists(target, false)) return real;  // else it is gone by now
+  }
   const std::string_view last = file_name(target);
   if (last == "." || last == "..") return refuse("the output path does not name a folder");
   return target;
@@ -46,6 +54,8 @@ inline result<void> check_replaceable(const std::string& target, const std::stri
     return failure{.code = errc::denied, .what = what, .file = shown, .advice = "choose another output path"};
   };
   for (const std::string& source : sources) {
+    TENSORSMITH_TRY(const auto there, os::status_if_any(source));
+    if (!there) continue;
     TENSORSMITH_TRY(const std::string real, os::real_path(source));  // what cannot be told is not put at risk
     if (inside(real)) return refuse("replacing the output folder would delete the source " + quoted(source));
   }
@@ -233,8 +243,8 @@ class final_rename {
   enum class state : std::uint8_t { nothing, renamed, exchanged, replaced };
 
   static failure in_the_way(bool folder, const std::string& shown) {
-    return failure{.code = errc::path, .what = std::string("the output path became ") + (folder ? "no folder" : "no file") + " while it was being written",
-                   .file = shown};
+    const std::string what = std::string("the output path became ") + (folder ? "no folder" : "no file");
+    return failure{.code = errc::path, .what = what + " while it was being written", .file = shown};
   }
 
   result<void> replace_in_two_steps(bool folder) {

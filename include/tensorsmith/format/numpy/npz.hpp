@@ -55,6 +55,9 @@ inline result<npz_contents> read_npz(std::shared_ptr<const byte_source> file, co
       return failure{.code = errc::limit, .what = "the file has too many tensors", .file = file->name(), .place = "zip entry " + quoted(e.name),
                      .expected = "at most " + std::to_string(bounds.tensors),
                      .advice = "raise limits::tensors (--max-tensors) if you trust it"};
+    if (std::size_t bad = 0; !is_utf8(e.name, bad))
+      return failure{.code = errc::malformed, .what = "a name is no UTF-8", .file = file->name(), .place = "zip entry " + quoted(e.name),
+                     .expected = "UTF-8", .found = "another byte at offset " + std::to_string(bad), .advice = "rename the array"};
     TENSORSMITH_TRY(npy_header header,
                     detail::read_npy_header(e.size, file->name(), "zip entry " + quoted(e.name) + ", ", bounds,
                                             [&](std::size_t count) { return read_entry_start(archive, e, count); }));

@@ -39,7 +39,8 @@ struct torch_write_options {
 /// A checkpoint as it will be: every offset and the size of the file are known.
 class torch_layout {
  public:
-  /// @fails mismatch (no tensors), unsupported (element types of less than a byte), usage (scalars without `nested` or of other kinds)
+  /// @fails mismatch (no tensors, a name that is no UTF-8), unsupported (element types of less than a byte), usage (scalars without
+  /// `nested` or of other kinds)
   static result<torch_layout> plan(const catalog& tensors, const torch_write_options& options = {}) {
     if (tensors.empty()) return failure{.code = errc::mismatch, .what = "there are no tensors to write"};
     torch_layout out;
@@ -115,6 +116,11 @@ class torch_layout {
     std::map<std::pair<const recipe*, std::size_t>, std::size_t> keys;
     for (const catalog_entry& e : tensors.entries()) {
       const tensor_info& info = e.tensor.info();
+      if (std::size_t bad = 0; !is_utf8(e.name, bad))
+        return failure{.code = errc::mismatch,
+                       .what = "a tensor cannot have this name in a checkpoint",
+                       .place = "tensor " + quoted(e.name),
+                       .expected = "UTF-8 text"};
       const auto [at, fresh] =
           keys.emplace(std::pair(static_cast<const recipe*>(e.tensor.source.get()), e.tensor.output), storages_.size());
       if (fresh) {
