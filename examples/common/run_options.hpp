@@ -42,6 +42,8 @@ inline void add_limit_options(CLI::App& app, run_options& o) {
               {"--max-pickle-integer", "bytes of an integer of a pickle", &l.pickle_integer_bytes},
               {"--max-zip-entries", "entries of a zip archive", &l.zip_entries},
               {"--max-zip-directory", "bytes of a zip archive's directory", &l.zip_directory_bytes},
+              {"--max-npy-header", "bytes of the header of a .npy array", &l.npy_header_bytes},
+              {"--max-gguf-metadata", "bytes of a GGUF file before its data", &l.gguf_metadata_bytes},
               {"--max-expansion", "bytes made of one stored byte", &l.expansion}};
   for (const auto& row : rows)
     add_size(app, row.option, *row.value, std::string(row.what) + " (default " + std::to_string(*row.value) + ")")

@@ -4,7 +4,6 @@
 #pragma once
 
 #include <cstddef>
-#include <filesystem>
 #include <optional>
 #include <string>
 #include <utility>
@@ -17,6 +16,7 @@
 #include "../common/paths.hpp"
 #include "../common/run_options.hpp"
 #include "tensorsmith/core/error.hpp"
+#include "tensorsmith/io/os.hpp"
 
 namespace sd_to_onnx {
 
@@ -51,13 +51,13 @@ inline ts::result<void> check_options(const options& o) {
   if (onto_itself && o.weights != "in-place")
     return usage_error("OUTPUT is SOURCE, which only --weights in-place may write into",
                        "choose another OUTPUT or pass --weights in-place");
-  if (onto_itself && !std::filesystem::is_directory(o.output))
+  if (onto_itself && !ts::os::is_folder(o.output))
     return usage_error("OUTPUT is the source file itself", "OUTPUT is a folder: choose another name");
   if (onto_itself) return {};
   // Replacing OUTPUT would remove what is read.
   for (const auto& [option, path] : {std::pair("SOURCE", &o.source), std::pair("--config", &o.config), std::pair("--vae", &o.vae),
                                      std::pair("--tokenizer", &o.tokenizer)})
-    if (o.force && !path->empty() && std::filesystem::exists(o.output) && lies_within(*path, o.output))
+    if (o.force && !path->empty() && ts::os::exists(o.output) && lies_within(*path, o.output))
       return usage_error(std::string(option) + " lies inside OUTPUT, which --force would replace", "choose another OUTPUT");
   return {};
 }
