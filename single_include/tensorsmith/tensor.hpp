@@ -28,12 +28,14 @@
 #include <functional>
 #include <initializer_list>
 #include <iterator>
+#include <limits>
 #include <map>
 #include <memory>
 #include <mutex>
 #include <new>
 #include <numeric>
 #include <optional>
+#include <set>
 #include <span>
 #include <string>
 #include <string_view>
@@ -67,6 +69,16 @@
 
 #if !defined(__cplusplus) || __cplusplus < 202002L
 #error "tensorsmith needs C++20: compile with -std=c++20 or newer"
+#endif
+
+#if defined(__SIZEOF_SIZE_T__) && __SIZEOF_SIZE_T__ < 8
+#error "tensorsmith needs a 64-bit target: tensors and files are larger than 4 GiB"
+#endif
+#if defined(__BYTE_ORDER__) && __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
+#error "tensorsmith needs a little-endian target: files are read and written without swapping"
+#endif
+#if !defined(__cpp_exceptions) && !defined(_CPPUNWIND)
+#error "tensorsmith needs exceptions: standard containers throw when memory runs out. Drop -fno-exceptions"
 #endif
 
 #if defined(__GNUC__) && !defined(__clang__) && __GNUC__ < 12
@@ -165,131 +177,6 @@ concept dtype_tag = requires {
 
 TENSORSMITH_END_NAMESPACE
 #endif  // TENSORSMITH_HAS_CORE_DTYPE_TAGS_HPP
-
-#ifndef TENSORSMITH_HAS_CORE_JOB_HPP
-#define TENSORSMITH_HAS_CORE_JOB_HPP
-// tensorsmith/core/job.hpp: everything a run may carry: limits, threads, memory budget, progress, cancellation, diagnostics.
-
-TENSORSMITH_BEGIN_NAMESPACE
-
-/// Limits on what a file may declare. Exceeding one is errc::limit and the message names the limit.
-struct limits {
-  std::uint64_t safetensors_header_bytes = 100'000'000;
-  std::uint64_t tensors = 2'000'000;
-  std::uint64_t name_bytes = 64 * 1024;
-  std::uint64_t rank = 64;
-  std::uint64_t elements = std::uint64_t{1} << 48;  ///< exclusive bound on each dimension and on the element count
-  std::uint64_t json_depth = 64;
-  std::uint64_t config_bytes = 16u << 20;
-  std::uint64_t index_bytes = 64u << 20;
-  std::uint64_t tokenizer_bytes = 256u << 20;
-  std::uint64_t pickle_bytes = 64u << 20;
-  std::uint64_t pickle_opcodes = 5'000'000;
-  std::uint64_t pickle_depth = 256;
-  std::uint64_t pickle_integer_bytes = 16;
-  std::uint64_t zip_entries = 1'000'000;
-  std::uint64_t zip_directory_bytes = 256u << 20;
-  std::uint64_t expansion = 100;  ///< bytes produced per byte stored, beyond 64 MiB (deflated entries, repeated elements)
-  bool check_crc = true;        ///< verify the CRC-32 of zip entries that are read
-  bool allow_suspicious = false;  ///< read pickles that name globals of the block list (nothing runs either way)
-};
-
-/// One remark about a run that is no failure: something ignored, derived, converted, left out.
-struct note {
-  enum class level : std::uint8_t { info, warning };
-  level severity = level::info;
-  std::string subject;  ///< component, file or tensor concerned
-  std::string text;     ///< one sentence
-};
-
-/// Progress of the executor, in bytes written so far.
-struct progress {
-  std::uint64_t done_bytes = 0;
-  std::uint64_t total_bytes = 0;
-};
-
-/// What a run carries. Plain data; the caller keeps it alive for the duration of the calls it is given to.
-struct job {
-  tensorsmith::v0::limits limits;
-  unsigned threads = 0;                        ///< 0: one per hardware thread
-  std::size_t memory_bytes = 256u << 20;       ///< budget for tiles and whole-tensor recipes
-  std::size_t tile_bytes = 1u << 20;           ///< bytes of one tile (fits the L2 cache of current cores)
-  std::function<void(const progress&)> on_progress;   ///< called from one thread at a time
-  const std::atomic<bool>* cancel = nullptr;   ///< set to true from outside (a signal handler may) to stop
-  std::vector<note> notes;                     ///< appended to by plan-time code; never by worker threads
-
-  bool cancelled() const noexcept { return cancel != nullptr && cancel->load(std::memory_order_relaxed); }
-  void info(std::string subject, std::string text) {
-    notes.push_back({note::level::info, std::move(subject), std::move(text)});
-  }
-  void warn(std::string subject, std::string text) {
-    notes.push_back({note::level::warning, std::move(subject), std::move(text)});
-  }
-};
-
-TENSORSMITH_END_NAMESPACE
-#endif  // TENSORSMITH_HAS_CORE_JOB_HPP
-
-#ifndef TENSORSMITH_HAS_FORMAT_SAFETENSORS_DTYPES_HPP
-#define TENSORSMITH_HAS_FORMAT_SAFETENSORS_DTYPES_HPP
-// tensorsmith/format/safetensors/dtypes.hpp: the element types of safetensors and their spelling.
-
-TENSORSMITH_BEGIN_NAMESPACE
-
-namespace detail {
-struct safetensors_dtype {
-  std::string_view name;
-  dtype type;
-};
-/// In the order of the reference implementation, which lays out tensors by descending position in it, then by name.
-inline constexpr safetensors_dtype safetensors_dtypes[] = {
-    {"BOOL", dtype::boolean},       {"F4", dtype::f4_e2m1},          {"F6_E2M3", dtype::f6_e2m3}, {"F6_E3M2", dtype::f6_e3m2},
-    {"U8", dtype::u8},              {"I8", dtype::i8},               {"F8_E5M2", dtype::f8_e5m2}, {"F8_E4M3", dtype::f8_e4m3},
-    {"F8_E8M0", dtype::f8_e8m0},    {"F8_E4M3FNUZ", dtype::f8_e4m3fnuz}, {"F8_E5M2FNUZ", dtype::f8_e5m2fnuz},
-    {"I16", dtype::i16},            {"U16", dtype::u16},             {"F16", dtype::f16},         {"BF16", dtype::bf16},
-    {"I32", dtype::i32},            {"U32", dtype::u32},             {"F32", dtype::f32},         {"C64", dtype::c64},
-    {"F64", dtype::f64},            {"I64", dtype::i64},             {"U64", dtype::u64}};
-
-/// Position of a type in the table, if the format has it.
-constexpr std::optional<std::size_t> safetensors_rank(dtype type) noexcept {
-  std::size_t at = 0;
-  for (const safetensors_dtype& row : safetensors_dtypes) {
-    if (row.type == type) return at;
-    ++at;
-  }
-  return std::nullopt;
-}
-}  // namespace detail
-
-/// The type that safetensors spells so ("F32", "BF16"), if there is one. Case matters.
-constexpr std::optional<dtype> safetensors_dtype_named(std::string_view name) noexcept {
-  for (const detail::safetensors_dtype& row : detail::safetensors_dtypes)
-    if (row.name == name) return row.type;
-  return std::nullopt;
-}
-
-/// How safetensors spells a type; empty if the format lacks it (packed integers, c128).
-constexpr std::string_view safetensors_name(dtype type) noexcept {
-  const auto rank = detail::safetensors_rank(type);
-  return rank ? detail::safetensors_dtypes[*rank].name : std::string_view();
-}
-
-TENSORSMITH_END_NAMESPACE
-#endif  // TENSORSMITH_HAS_FORMAT_SAFETENSORS_DTYPES_HPP
-
-#ifndef TENSORSMITH_HAS_FORMAT_SAFETENSORS_TAG_HPP
-#define TENSORSMITH_HAS_FORMAT_SAFETENSORS_TAG_HPP
-// tensorsmith/format/safetensors/tag.hpp: the tag that names the format in templates: open<safetensors_file>(path).
-
-TENSORSMITH_BEGIN_NAMESPACE
-
-namespace tags {
-/// A single .safetensors file, or the index of a sharded one.
-struct safetensors_file {};
-}  // namespace tags
-
-TENSORSMITH_END_NAMESPACE
-#endif  // TENSORSMITH_HAS_FORMAT_SAFETENSORS_TAG_HPP
 
 #ifndef TENSORSMITH_HAS_CORE_ERROR_HPP
 #define TENSORSMITH_HAS_CORE_ERROR_HPP
@@ -493,533 +380,6 @@ inline std::string failure::message() const {
 TENSORSMITH_END_NAMESPACE
 #endif  // TENSORSMITH_HAS_CORE_ERROR_HPP
 
-#ifndef TENSORSMITH_HAS_CORE_JSON_VALUE_HPP
-#define TENSORSMITH_HAS_CORE_JSON_VALUE_HPP
-// tensorsmith/core/json_value.hpp: a JSON document as plain data; objects keep the order of their keys.
-//
-// Include this to hold configurations. Reading and writing text lives in io/json.hpp.
-
-TENSORSMITH_BEGIN_NAMESPACE
-
-/// A JSON value. Numbers written without fraction or exponent are integers, all others doubles.
-class json_value {
- public:
-  using array = std::vector<json_value>;
-  using member = std::pair<std::string, json_value>;
-  using object = std::vector<member>;  // ordered as in the text; no duplicate keys
-
-  json_value() = default;
-  json_value(std::nullptr_t) {}                                              // NOLINT: implicit by design, as below
-  json_value(bool value) : data_(value) {}                                   // NOLINT
-  json_value(int value) : data_(static_cast<std::int64_t>(value)) {}         // NOLINT
-  json_value(std::int64_t value) : data_(value) {}                           // NOLINT
-  json_value(std::uint64_t value) : data_(static_cast<std::int64_t>(value)) {}  // NOLINT
-  json_value(double value) : data_(value) {}                                 // NOLINT
-  json_value(const char* value) : data_(std::string(value)) {}               // NOLINT
-  json_value(std::string value) : data_(std::move(value)) {}                 // NOLINT
-  json_value(std::string_view value) : data_(std::string(value)) {}          // NOLINT
-  json_value(array value) : data_(std::move(value)) {}                       // NOLINT
-  json_value(object value) : data_(std::move(value)) {}                      // NOLINT
-
-  bool is_null() const noexcept { return std::holds_alternative<std::monostate>(data_); }
-  const bool* as_bool() const noexcept { return std::get_if<bool>(&data_); }
-  const std::int64_t* as_integer() const noexcept { return std::get_if<std::int64_t>(&data_); }
-  const double* as_double() const noexcept { return std::get_if<double>(&data_); }  ///< only if written as a double
-  const std::string* as_string() const noexcept { return std::get_if<std::string>(&data_); }
-  const array* as_array() const noexcept { return std::get_if<array>(&data_); }
-  const object* as_object() const noexcept { return std::get_if<object>(&data_); }
-  array* as_array() noexcept { return std::get_if<array>(&data_); }
-  object* as_object() noexcept { return std::get_if<object>(&data_); }
-
-  /// The member `key` of an object, or nullptr (also if this is no object).
-  const json_value* find(std::string_view key) const noexcept {
-    if (const object* members = as_object())
-      for (const member& m : *members)
-        if (m.first == key) return &m.second;
-    return nullptr;
-  }
-  /// Sets or appends the member `key`; turns anything that is no object into an empty object first.
-  json_value& set(std::string_view key, json_value value) {
-    if (!as_object()) data_ = object{};
-    for (member& m : *as_object())
-      if (m.first == key) return m.second = std::move(value);
-    as_object()->emplace_back(std::string(key), std::move(value));
-    return as_object()->back().second;
-  }
-  /// "null", "a boolean", "an integer", "a number", "a string", "an array", "an object": for messages.
-  std::string_view kind() const noexcept {
-    constexpr std::string_view kinds[] = {"null", "a boolean", "an integer", "a number", "a string", "an array", "an object"};
-    return kinds[data_.index()];
-  }
-  bool operator==(const json_value& other) const { return data_ == other.data_; }
-
- private:
-  std::variant<std::monostate, bool, std::int64_t, double, std::string, array, object> data_;
-};
-
-TENSORSMITH_END_NAMESPACE
-#endif  // TENSORSMITH_HAS_CORE_JSON_VALUE_HPP
-
-#ifndef TENSORSMITH_HAS_IO_OS_HPP
-#define TENSORSMITH_HAS_IO_OS_HPP
-// tensorsmith/io/os.hpp: every system call of the library, as functions that return results.
-//
-// Include this below io/file.hpp and io/publish.hpp; programs rather include those. Proven on Linux; other POSIX systems take
-// the portable branches (no reservation of disk space, no copy in the kernel, no atomic exchange of folders).
-
-#if defined(_WIN32)
-#error "tensorsmith reads and writes files on POSIX systems so far; the headers below core, tensor and graph need no system"
-#endif
-
-#if defined(__linux__)
-#include <linux/fs.h>
-#include <sys/ioctl.h>
-#include <sys/syscall.h>
-#include <sys/vfs.h>
-#endif
-
-TENSORSMITH_BEGIN_NAMESPACE
-
-namespace os {
-
-/// Most bytes of one read or write call: Linux transfers at most 2^31 − 4096 at once (BIG-03), rounded down here.
-inline constexpr std::size_t largest_transfer = std::size_t{1} << 30;
-
-/// A failed system call as a failure: "cannot open the file: No such file or directory (errno 2)". A full disk, a quota and a
-/// file size limit are no_space, all others io.
-inline failure call_failed(std::string what, const std::string& path, int error, std::string place = {}) {
-  const bool space = error == ENOSPC || error == EDQUOT || error == EFBIG;
-  return failure{.code = space ? errc::no_space : errc::io,
-                 .what = what + ": " + std::strerror(error) + " (errno " + std::to_string(error) + ")",
-                 .file = path, .place = std::move(place), .advice = space ? "free disk space or choose another place" : ""};
-}
-
-/// An open file descriptor, closed on destruction.
-class descriptor {
- public:
-  descriptor() = default;
-  explicit descriptor(int number) noexcept : number_(number) {}
-  descriptor(descriptor&& other) noexcept : number_(std::exchange(other.number_, -1)) {}
-  descriptor& operator=(descriptor&& other) noexcept {
-    if (this != &other) reset(), number_ = std::exchange(other.number_, -1);
-    return *this;
-  }
-  ~descriptor() { reset(); }
-
-  int get() const noexcept { return number_; }
-  explicit operator bool() const noexcept { return number_ >= 0; }
-  void reset() noexcept {
-    if (number_ >= 0) ::close(std::exchange(number_, -1));
-  }
-  /// Closes and reports what the file system held back until now (network file systems report a full quota here).
-  result<void> close(const std::string& path) {
-    if (number_ < 0 || ::close(std::exchange(number_, -1)) == 0 || errno == EINTR) return {};
-    return call_failed("cannot close the file", path, errno);
-  }
-
- private:
-  int number_ = -1;
-};
-
-/// What a path or a descriptor refers to.
-enum class file_kind : std::uint8_t { regular, folder, symbolic_link, pipe, socket, device, other };
-
-/// "a regular file", "a folder", …: for messages.
-constexpr std::string_view kind_name(file_kind kind) noexcept {
-  constexpr std::string_view names[] = {"a regular file", "a folder", "a symbolic link", "a named pipe", "a socket",
-                                        "a device", "no regular file"};
-  return names[static_cast<std::size_t>(kind)];
-}
-
-/// The facts of a file that the library compares or keeps.
-struct file_status {
-  file_kind kind = file_kind::other;
-  std::uint64_t size = 0;
-  std::uint64_t device = 0, inode = 0;
-  std::uint64_t links = 0;
-  std::uint32_t mode = 0;           ///< permission bits
-  std::int64_t modified_ns = 0;     ///< time of the last change of the contents
-  bool same_file(const file_status& other) const noexcept { return device == other.device && inode == other.inode; }
-};
-
-inline file_status status_from(const struct ::stat& raw) noexcept {
-  file_status out;
-  out.kind = S_ISREG(raw.st_mode)    ? file_kind::regular
-             : S_ISDIR(raw.st_mode)  ? file_kind::folder
-             : S_ISLNK(raw.st_mode)  ? file_kind::symbolic_link
-             : S_ISFIFO(raw.st_mode) ? file_kind::pipe
-             : S_ISSOCK(raw.st_mode) ? file_kind::socket
-             : S_ISCHR(raw.st_mode) || S_ISBLK(raw.st_mode) ? file_kind::device
-                                                            : file_kind::other;
-  out.size = static_cast<std::uint64_t>(raw.st_size);
-  out.device = static_cast<std::uint64_t>(raw.st_dev);
-  out.inode = static_cast<std::uint64_t>(raw.st_ino);
-  out.links = static_cast<std::uint64_t>(raw.st_nlink);
-  out.mode = static_cast<std::uint32_t>(raw.st_mode) & 07777U;
-#if defined(__APPLE__)
-  out.modified_ns = std::int64_t{raw.st_mtimespec.tv_sec} * 1'000'000'000 + raw.st_mtimespec.tv_nsec;
-#else
-  out.modified_ns = std::int64_t{raw.st_mtim.tv_sec} * 1'000'000'000 + raw.st_mtim.tv_nsec;
-#endif
-  return out;
-}
-
-/// The status of a path; symbolic links are followed if `follow`.
-inline result<file_status> status_of(const std::string& path, bool follow = true) {
-  struct ::stat raw {};
-  if ((follow ? ::stat(path.c_str(), &raw) : ::lstat(path.c_str(), &raw)) != 0)
-    return call_failed("cannot find the file", path, errno);
-  return status_from(raw);
-}
-
-/// The status of an open file.
-inline result<file_status> status_of(const descriptor& file, const std::string& path) {
-  struct ::stat raw {};
-  if (::fstat(file.get(), &raw) != 0) return call_failed("cannot inspect the file", path, errno);
-  return status_from(raw);
-}
-
-/// True if the path exists (a dangling symbolic link does not, unless `follow` is false).
-inline bool exists(const std::string& path, bool follow = true) {
-  struct ::stat raw {};
-  return (follow ? ::stat(path.c_str(), &raw) : ::lstat(path.c_str(), &raw)) == 0;
-}
-inline bool is_folder(const std::string& path) {
-  struct ::stat raw {};
-  return ::stat(path.c_str(), &raw) == 0 && S_ISDIR(raw.st_mode);
-}
-inline bool is_regular_file(const std::string& path) {
-  struct ::stat raw {};
-  return ::stat(path.c_str(), &raw) == 0 && S_ISREG(raw.st_mode);
-}
-
-/// The path with every symbolic link resolved.
-inline result<std::string> real_path(const std::string& path) {
-  char* resolved = ::realpath(path.c_str(), nullptr);
-  if (!resolved) return call_failed("cannot resolve the path", path, errno);
-  std::string out(resolved);
-  std::free(resolved);
-  return out;
-}
-
-namespace detail_os {
-inline int retry_open(const char* path, int flags, ::mode_t mode = 0) noexcept {
-  int number = -1;
-  do number = ::open(path, flags | O_CLOEXEC, mode);
-  while (number < 0 && errno == EINTR);
-  return number;
-}
-}  // namespace detail_os
-
-/// Opens for reading without waiting (a named pipe returns at once). The caller checks what it is with status_of.
-inline result<descriptor> open_readable(const std::string& path, bool follow = true) {
-  const int number = detail_os::retry_open(path.c_str(), O_RDONLY | O_NONBLOCK | O_NOCTTY | (follow ? 0 : O_NOFOLLOW));
-  if (number < 0) return call_failed("cannot open the file", path, errno);
-  return descriptor(number);
-}
-
-/// Opens a folder, to synchronize, lock or list it.
-inline result<descriptor> open_folder(const std::string& path, bool follow = true) {
-  const int number = detail_os::retry_open(path.c_str(), O_RDONLY | O_DIRECTORY | (follow ? 0 : O_NOFOLLOW));
-  if (number < 0) return call_failed("cannot open the folder", path, errno);
-  return descriptor(number);
-}
-
-/// Creates a file that must not exist yet (nor as a symbolic link), for reading and writing.
-inline result<descriptor> create_exclusive(const std::string& path, std::uint32_t mode = 0666) {
-  const int number = detail_os::retry_open(path.c_str(), O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW, static_cast<::mode_t>(mode));
-  if (number < 0) return call_failed("cannot create the file", path, errno);
-  return descriptor(number);
-}
-
-/// Reads at most `out.size()` bytes at `offset`; 0 at the end of the file. Repeats interrupted calls.
-inline result<std::size_t> read_some(const descriptor& file, std::uint64_t offset, std::span<std::byte> out, const std::string& path) {
-  for (;;) {
-    const ::ssize_t got =
-        ::pread(file.get(), out.data(), std::min(out.size(), largest_transfer), static_cast<::off_t>(offset));
-    if (got >= 0) return static_cast<std::size_t>(got);
-    if (errno != EINTR) return call_failed("cannot read", path, errno, "byte offset " + std::to_string(offset));
-  }
-}
-
-/// Writes all of `bytes` at `offset`.
-inline result<void> write_all(const descriptor& file, std::uint64_t offset, std::span<const std::byte> bytes, const std::string& path) {
-  while (!bytes.empty()) {
-    const ::ssize_t put =
-        ::pwrite(file.get(), bytes.data(), std::min(bytes.size(), largest_transfer), static_cast<::off_t>(offset));
-    if (put < 0 && errno == EINTR) continue;
-    if (put <= 0) return call_failed("cannot write", path, put < 0 ? errno : EIO, "byte offset " + std::to_string(offset));
-    bytes = bytes.subspan(static_cast<std::size_t>(put));
-    offset += static_cast<std::uint64_t>(put);
-  }
-  return {};
-}
-
-/// Bytes that an unprivileged writer may still use on the file system of `path`, if it says.
-inline std::uint64_t free_space(const std::string& path) noexcept {
-  struct ::statvfs raw {};
-  if (::statvfs(path.c_str(), &raw) != 0) return 0;
-  return static_cast<std::uint64_t>(raw.f_bavail) * static_cast<std::uint64_t>(raw.f_frsize);
-}
-
-/// Most bytes that a file of this process may have (RLIMIT_FSIZE). Exceeding it raises SIGXFSZ, so ask before writing.
-inline std::uint64_t file_size_limit() noexcept {
-  struct ::rlimit raw {};
-  if (::getrlimit(RLIMIT_FSIZE, &raw) != 0 || raw.rlim_cur == RLIM_INFINITY) return ~std::uint64_t{0};
-  return static_cast<std::uint64_t>(raw.rlim_cur);
-}
-
-/// Gives a new file its final size and reserves the space where the file system can, so that a full disk shows before the
-/// work and not after it. @fails no_space, io
-inline result<void> reserve(const descriptor& file, std::uint64_t bytes, const std::string& path) {
-  if (bytes == 0) return {};
-  if (bytes > file_size_limit()) return call_failed("cannot reserve the file's space", path, EFBIG);
-#if defined(__linux__)
-  int outcome = 0;
-  do outcome = ::fallocate(file.get(), 0, 0, static_cast<::off_t>(bytes));
-  while (outcome != 0 && errno == EINTR);
-  if (outcome == 0) return {};
-  if (errno != EOPNOTSUPP && errno != ENOSYS) return call_failed("cannot reserve the file's space", path, errno);
-#endif
-  if (::ftruncate(file.get(), static_cast<::off_t>(bytes)) != 0)
-    return call_failed("cannot give the file its size", path, errno);
-  return {};
-}
-
-/// Copies a range between files inside the kernel. True: all of it is done. False: this pair of files cannot; nothing is
-/// promised about the range then. @fails no_space
-inline result<bool> copy_range(int from, std::uint64_t from_offset, const descriptor& to, std::uint64_t to_offset,
-                               std::uint64_t bytes, const std::string& path) {
-#if defined(__linux__)
-  auto in = static_cast<::off64_t>(from_offset);
-  auto out = static_cast<::off64_t>(to_offset);
-  while (bytes != 0) {
-    const auto step = static_cast<std::size_t>(std::min<std::uint64_t>(bytes, largest_transfer));
-    const ::ssize_t done = ::copy_file_range(from, &in, to.get(), &out, step, 0);
-    if (done < 0 && errno == EINTR) continue;
-    if (done < 0 && (errno == ENOSPC || errno == EDQUOT || errno == EFBIG))
-      return call_failed("cannot copy into the file", path, errno, "byte offset " + std::to_string(out));
-    if (done <= 0) return false;  // other file systems, an early end, a read or write error: read_at and write_at say which
-    bytes -= static_cast<std::uint64_t>(done);
-  }
-  return true;
-#else
-  (void)from, (void)from_offset, (void)to, (void)to_offset, (void)bytes, (void)path;
-  return false;
-#endif
-}
-
-/// Makes `to` (empty, new) share the blocks of `from`. False if the file system has no copy-on-write clones.
-inline bool clone_file(const descriptor& from, const descriptor& to) noexcept {
-#if defined(__linux__) && defined(FICLONE)
-  return ::ioctl(to.get(), FICLONE, from.get()) == 0;
-#else
-  (void)from, (void)to;
-  return false;
-#endif
-}
-
-/// Tells the system that a range will be read soon. Advisory.
-inline void will_need(const descriptor& file, std::uint64_t offset, std::uint64_t bytes) noexcept {
-#if defined(__linux__)
-  (void)::posix_fadvise(file.get(), static_cast<::off_t>(offset), static_cast<::off_t>(bytes), POSIX_FADV_WILLNEED);
-#else
-  (void)file, (void)offset, (void)bytes;
-#endif
-}
-
-/// Starts writing a range to the disk without waiting. Advisory: errors show in `synchronize`.
-inline void start_writeback(const descriptor& file, std::uint64_t offset, std::uint64_t bytes) noexcept {
-#if defined(__linux__)
-  (void)::sync_file_range(file.get(), static_cast<::off64_t>(offset), static_cast<::off64_t>(bytes), SYNC_FILE_RANGE_WRITE);
-#else
-  (void)file, (void)offset, (void)bytes;
-#endif
-}
-
-/// Waits until the contents (and the size) are on the disk. Never repeated after a failure: the kernel then has dropped the
-/// pages, and a second call would claim success.
-inline result<void> synchronize(const descriptor& file, const std::string& path) {
-#if defined(__linux__)
-  const int outcome = ::fdatasync(file.get());
-#else
-  const int outcome = ::fsync(file.get());
-#endif
-  if (outcome != 0) return call_failed("cannot bring the data to the disk", path, errno);
-  return {};
-}
-
-/// Makes the names inside a folder durable. File systems that cannot synchronize folders (EINVAL) are let pass.
-inline result<void> synchronize_folder(const std::string& path) {
-  TENSORSMITH_TRY(const descriptor folder, open_folder(path));
-  if (::fsync(folder.get()) != 0 && errno != EINVAL && errno != ENOTSUP)
-    return call_failed("cannot bring the folder to the disk", path, errno);
-  return {};
-}
-
-/// Creates a folder; true if it was created, false if a folder is there already.
-inline result<bool> make_folder(const std::string& path, std::uint32_t mode = 0777) {
-  if (::mkdir(path.c_str(), static_cast<::mode_t>(mode)) == 0) return true;
-  const int error = errno;
-  if (error == EEXIST && is_folder(path)) return false;
-  return call_failed("cannot create the folder", path, error);
-}
-
-inline result<void> set_mode(const std::string& path, std::uint32_t mode) {
-  if (::chmod(path.c_str(), static_cast<::mode_t>(mode)) != 0) return call_failed("cannot set the permissions", path, errno);
-  return {};
-}
-
-inline result<void> hard_link(const std::string& from, const std::string& to) {
-  if (::link(from.c_str(), to.c_str()) != 0) return call_failed("cannot link to " + quoted(from), to, errno);
-  return {};
-}
-
-/// Renames within a file system, replacing a file (or an empty folder) of the new name.
-inline result<void> rename_over(const std::string& from, const std::string& to) {
-  if (::rename(from.c_str(), to.c_str()) != 0) return call_failed("cannot rename the finished output", to, errno);
-  return {};
-}
-
-/// Renames if the new name is free. False: something has that name.
-inline result<bool> rename_new(const std::string& from, const std::string& to) {
-#if defined(__linux__) && defined(SYS_renameat2)
-  constexpr unsigned no_replace = 1;  // RENAME_NOREPLACE; the C library's header lacks it before glibc 2.28
-  if (::syscall(SYS_renameat2, AT_FDCWD, from.c_str(), AT_FDCWD, to.c_str(), no_replace) == 0) return true;
-  if (errno == EEXIST) return false;
-  if (errno != EINVAL && errno != ENOSYS) return call_failed("cannot rename the finished output", to, errno);
-#endif
-  if (exists(to, false)) return false;
-  TENSORSMITH_CHECK(rename_over(from, to));
-  return true;
-}
-
-/// Exchanges two names in one step. False: the file system cannot.
-inline result<bool> exchange(const std::string& a, const std::string& b) {
-#if defined(__linux__) && defined(SYS_renameat2)
-  constexpr unsigned both = 2;  // RENAME_EXCHANGE
-  if (::syscall(SYS_renameat2, AT_FDCWD, a.c_str(), AT_FDCWD, b.c_str(), both) == 0) return true;
-  if (errno != EINVAL && errno != ENOSYS) return call_failed("cannot rename the finished output", b, errno);
-#else
-  (void)a, (void)b;
-#endif
-  return false;
-}
-
-inline result<void> remove_file(const std::string& path) {
-  if (::unlink(path.c_str()) != 0 && errno != ENOENT) return call_failed("cannot remove the file", path, errno);
-  return {};
-}
-/// Removes an empty folder; false if it is not empty or cannot be removed.
-inline bool remove_empty_folder(const std::string& path) noexcept { return ::rmdir(path.c_str()) == 0; }
-
-/// The names in a folder, sorted by bytes, without "." and "..".
-inline result<std::vector<std::string>> list_folder(const std::string& path) {
-  ::DIR* folder = ::opendir(path.c_str());
-  if (!folder) return call_failed("cannot list the folder", path, errno);
-  std::vector<std::string> names;
-  errno = 0;
-  while (const ::dirent* entry = ::readdir(folder)) {
-    const std::string_view name(entry->d_name);
-    if (name != "." && name != "..") names.emplace_back(name);
-  }
-  const int error = errno;
-  ::closedir(folder);
-  if (error != 0) return call_failed("cannot list the folder", path, error);
-  std::sort(names.begin(), names.end());
-  return names;
-}
-
-namespace detail_os {
-/// Removes what `name` in the open folder `parent` stands for. Symbolic links are removed, never followed.
-inline void remove_entry(int parent, const char* name) noexcept {
-  if (::unlinkat(parent, name, 0) == 0 || errno == ENOENT) return;
-  const int number = ::openat(parent, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
-  if (number < 0) return;
-  if (::DIR* folder = ::fdopendir(number)) {
-    while (const ::dirent* entry = ::readdir(folder)) {
-      const std::string_view inner(entry->d_name);
-      if (inner != "." && inner != "..") remove_entry(number, entry->d_name);
-    }
-    ::closedir(folder);
-  } else {
-    ::close(number);
-  }
-  ::unlinkat(parent, name, AT_REMOVEDIR);
-}
-}  // namespace detail_os
-
-/// Removes a file or a folder with all that it holds, without following symbolic links. True if nothing is left.
-inline bool remove_tree(const std::string& path) {
-  detail_os::remove_entry(AT_FDCWD, path.c_str());
-  return !exists(path, false);
-}
-
-/// Takes an exclusive lock that ends with the descriptor (and so with the process), without waiting. A system that cannot lock
-/// here counts as `unknown`.
-enum class lock_state : std::uint8_t { taken, held_elsewhere, unknown };
-inline lock_state try_lock(const descriptor& file) noexcept {
-  if (::flock(file.get(), LOCK_EX | LOCK_NB) == 0) return lock_state::taken;
-  return errno == EWOULDBLOCK ? lock_state::held_elsewhere : lock_state::unknown;
-}
-
-/// True for files of /proc and /sys: they look like regular files and are none (/proc/self/mem).
-inline bool is_pseudo_file(const descriptor& file) noexcept {
-#if defined(__linux__)
-  struct ::statfs raw {};
-  if (::fstatfs(file.get(), &raw) != 0) return false;
-  constexpr unsigned long proc = 0x9FA0, sysfs = 0x62656572, debugfs = 0x64626720, tracefs = 0x74726163;
-  const auto type = static_cast<unsigned long>(raw.f_type) & 0xFFFFFFFFUL;
-  return type == proc || type == sysfs || type == debugfs || type == tracefs;
-#else
-  (void)file;
-  return false;
-#endif
-}
-
-/// This process's number, for names of temporary files.
-inline long process_number() noexcept { return static_cast<long>(::getpid()); }
-
-/// True if the descriptor (1: standard output, 2: standard error) is a terminal.
-inline bool is_terminal(int number) noexcept { return ::isatty(number) == 1; }
-
-/// Resident memory in bytes, as the kernel counts it.
-struct memory_use {
-  std::uint64_t anonymous = 0;      ///< heap and stacks now (RssAnon)
-  std::uint64_t resident = 0;       ///< all resident pages now (VmRSS)
-  std::uint64_t peak_resident = 0;  ///< highest resident size so far (VmHWM)
-};
-
-/// Memory in use by this process; zeros where /proc is missing.
-inline memory_use memory_in_use() {
-  memory_use out;
-  const descriptor file(detail_os::retry_open("/proc/self/status", O_RDONLY));
-  if (!file) return out;
-  char text[8192];
-  const ::ssize_t got = ::read(file.get(), text, sizeof text);
-  if (got <= 0) return out;
-  const std::string_view all(text, static_cast<std::size_t>(got));
-  const auto field = [&](std::string_view name) -> std::uint64_t {
-    std::size_t at = all.find(name);
-    if (at == std::string_view::npos) return 0;
-    at += name.size();
-    while (at < all.size() && (all[at] == ' ' || all[at] == '\t')) ++at;
-    std::uint64_t kibibytes = 0;
-    for (; at < all.size() && all[at] >= '0' && all[at] <= '9'; ++at)
-      kibibytes = kibibytes * 10 + static_cast<std::uint64_t>(all[at] - '0');
-    return kibibytes * 1024;
-  };
-  out.anonymous = field("\nRssAnon:");
-  out.resident = field("\nVmRSS:");
-  out.peak_resident = field("\nVmHWM:");
-  return out;
-}
-
-}  // namespace os
-
-TENSORSMITH_END_NAMESPACE
-#endif  // TENSORSMITH_HAS_IO_OS_HPP
-
 #ifndef TENSORSMITH_HAS_IO_PATH_HPP
 #define TENSORSMITH_HAS_IO_PATH_HPP
 // tensorsmith/io/path.hpp: paths as text: joining, splitting, and the check that a name from a file stays in its folder.
@@ -1106,6 +466,8 @@ TENSORSMITH_END_NAMESPACE
 
 TENSORSMITH_BEGIN_NAMESPACE
 
+class file_source;
+
 /// Bytes that can be read at any offset from any thread.
 class byte_source {
  public:
@@ -1120,6 +482,10 @@ class byte_source {
   virtual void will_need(std::uint64_t /*offset*/, std::uint64_t /*length*/) const noexcept {}
   /// The open file descriptor of a plain file, or -1.
   virtual int descriptor() const noexcept { return -1; }
+  /// True if the bytes are a plain file's, from its first to its last.
+  virtual bool in_file() const noexcept { return descriptor() >= 0; }
+  /// This, if it is io/file.hpp's: who copies inside the kernel asks.
+  virtual const file_source* as_file() const noexcept { return nullptr; }
   /// Asked before publishing what was read from here. @fails integrity if the bytes may have changed since the source was opened.
   virtual result<void> check_unchanged() const { return {}; }
   /// The bytes where they lie if they are in memory already, else an empty span.
@@ -1134,6 +500,8 @@ class byte_sink {
   virtual const std::string& name() const noexcept = 0;
   /// Writes all of `bytes` at `offset`. @fails io, no_space.
   virtual result<void> write_at(std::uint64_t offset, std::span<const std::byte> bytes) = 0;
+  /// The place of the bytes if they are plain memory, which may then be written directly, else an empty span.
+  virtual std::span<std::byte> resident() noexcept { return {}; }
 };
 
 /// A source over owned bytes.
@@ -1163,6 +531,7 @@ class memory_sink final : public byte_sink {
  public:
   explicit memory_sink(std::span<std::byte> bytes, std::string name = "memory") : bytes_(bytes), name_(std::move(name)) {}
   const std::string& name() const noexcept override { return name_; }
+  std::span<std::byte> resident() noexcept override { return bytes_; }
   result<void> write_at(std::uint64_t offset, std::span<const std::byte> bytes) override {
     if (offset > bytes_.size() || bytes.size() > bytes_.size() - offset)
       return failure{.code = errc::internal, .what = "write past the planned end", .file = name_,
@@ -1179,611 +548,289 @@ class memory_sink final : public byte_sink {
 TENSORSMITH_END_NAMESPACE
 #endif  // TENSORSMITH_HAS_TENSOR_BYTE_IO_HPP
 
-#ifndef TENSORSMITH_HAS_IO_FILE_HPP
-#define TENSORSMITH_HAS_IO_FILE_HPP
-// tensorsmith/io/file.hpp: files as byte sources and byte sinks: positional reads and writes, from any thread.
+#ifndef TENSORSMITH_HAS_FORMAT_CHECKPOINT_FOREIGN_HPP
+#define TENSORSMITH_HAS_FORMAT_CHECKPOINT_FOREIGN_HPP
+// tensorsmith/format/checkpoint/foreign.hpp: what a file is that was taken for weights and is none, and what to do about it.
 //
-// Include this to open a model file (open_file) or to read a small text file whole (read_text_file). Files that must appear
-// whole or not at all are written through io/publish.hpp.
+// Included by format/checkpoint/read.hpp. The first bytes decide; only formats without a mark of their own go by the extension.
 
 TENSORSMITH_BEGIN_NAMESPACE
 
-/// A regular file opened for reading. Reads are positional, so that threads share one descriptor.
-class file_source final : public byte_source {
- public:
-  /// Use open_file.
-  file_source(os::descriptor file, std::string name, os::file_status status)
-      : file_(std::move(file)), name_(std::move(name)), status_(status) {}
-
-  std::uint64_t size() const noexcept override { return status_.size; }
-  const std::string& name() const noexcept override { return name_; }
-  int descriptor() const noexcept override { return file_.get(); }
-  void will_need(std::uint64_t offset, std::uint64_t length) const noexcept override { os::will_need(file_, offset, length); }
-  /// Its status when it was opened.
-  const os::file_status& status() const noexcept { return status_; }
-
-  /// @fails malformed (past the end), integrity (the file became shorter since it was opened), io
-  result<void> read_at(std::uint64_t offset, std::span<std::byte> out) const override {
-    if (offset > size() || out.size() > size() - offset)
-      return failure{.code = errc::malformed, .what = "the data ends past the end of the file", .file = name_,
-                     .place = "byte offset " + std::to_string(offset), .expected = std::to_string(out.size()) + " bytes",
-                     .found = std::to_string(offset > size() ? 0 : size() - offset)};
-    while (!out.empty()) {
-      TENSORSMITH_TRY(const std::size_t got, os::read_some(file_, offset, out, name_));
-      if (got == 0) return changed("the file became shorter while it was being read");
-      out = out.subspan(got);
-      offset += got;
-    }
-    return {};
-  }
-
-  /// Compares the file with what it was when it was opened. @fails integrity if its size or its time of change differ
-  result<void> check_unchanged() const override {
-    TENSORSMITH_TRY(const os::file_status now, os::status_of(file_, name_));
-    if (now.size != status_.size || now.modified_ns != status_.modified_ns)
-      return changed("the file changed while it was being read");
-    return {};
-  }
-
- private:
-  failure changed(std::string what) const {
-    const auto now = os::status_of(file_, name_);
-    return failure{.code = errc::integrity, .what = std::move(what), .file = name_,
-                   .expected = std::to_string(status_.size) + " bytes",
-                   .found = now ? std::to_string(now.value().size) + " bytes" : "no answer", .advice = "run again when it is complete"};
-  }
-
-  os::descriptor file_;
-  std::string name_;
-  os::file_status status_;
+/// A kind of file that holds no weights this library reads.
+struct foreign_file {
+  std::string_view mark;    ///< its bytes at `offset`
+  std::size_t offset = 0;
+  std::string_view what;    ///< "a web page"
+  std::string_view advice;
 };
 
-/// Opens a regular file for reading; returns at once whatever the path is. `name` is what messages call it (default: the path).
-/// @fails path (a folder, pipe, socket, device or a file of /proc), io (missing, no permission)
-inline result<std::shared_ptr<const byte_source>> open_file(const std::string& path, std::string name = {}) {
-  if (name.empty()) name = path;
-  const auto refuse = [&](std::string_view kind) {
-    return failure{.code = errc::path, .what = "the path is no regular file", .file = name, .expected = "a regular file",
-                   .found = std::string(kind)};
-  };
-  // Asked before opening, because opening a device may already do something (rewind a tape); and again afterwards.
-  TENSORSMITH_TRY(const os::file_status before, os::status_of(path));
-  if (before.kind != os::file_kind::regular) return refuse(os::kind_name(before.kind));
-  TENSORSMITH_TRY(os::descriptor file, os::open_readable(path));
-  TENSORSMITH_TRY(const os::file_status status, os::status_of(file, name));
-  if (status.kind != os::file_kind::regular) return refuse(os::kind_name(status.kind));
-  if (os::is_pseudo_file(file)) return refuse("a view into the kernel");
-  return std::shared_ptr<const byte_source>(std::make_shared<file_source>(std::move(file), std::move(name), status));
+namespace detail {
+
+inline constexpr std::string_view unpack_it = "unpack it and pass the file of weights inside";
+inline constexpr std::string_view fetch_again = "download the file itself (the address of the file, not of the page about it)";
+
+inline constexpr foreign_file foreign_files[] = {
+    {"version https://git-lfs.github.com/", 0, "a pointer of Git LFS, not the file it stands for",
+     "run 'git lfs pull' in the repository, or download the file from the site"},
+    {std::string_view("7z\xBC\xAF\x27\x1C", 6), 0, "a 7z archive", unpack_it},
+    {std::string_view("\x1F\x8B", 2), 0, "a gzip file", unpack_it},
+    {std::string_view("Rar!\x1A\x07", 6), 0, "a RAR archive", unpack_it},
+    {"BZh", 0, "a bzip2 file", unpack_it},
+    {std::string_view("\xFD" "7zXZ\0", 6), 0, "an xz file", unpack_it},
+    {std::string_view("\x28\xB5\x2F\xFD", 4), 0, "a Zstandard file", unpack_it},
+    {std::string_view("\x89HDF\r\n\x1A\n", 8), 0, "an HDF5 file (Keras)", "pass the model's safetensors or torch file"},
+    {"TFL3", 4, "a TensorFlow Lite model", "pass the model's safetensors or torch file"},
+    {"PAR1", 0, "a Parquet table", "pass a file of weights"},
+    {std::string_view("\x89PNG\r\n\x1A\n", 8), 0, "a PNG image", "pass a file of weights"},
+    {std::string_view("\xFF\xD8\xFF", 3), 0, "a JPEG image", "pass a file of weights"},
+    {"lmgg", 0, "a GGML file, the predecessor of GGUF", "convert it to GGUF with llama.cpp first"},
+    {"fmgg", 0, "a GGML file, the predecessor of GGUF", "convert it to GGUF with llama.cpp first"},
+    {"tjgg", 0, "a GGML file, the predecessor of GGUF", "convert it to GGUF with llama.cpp first"},
+};
+
+/// The start of a text file, white space and a byte order mark left out.
+inline std::string_view trimmed_start(std::string_view head) noexcept {
+  if (head.substr(0, 3) == "\xEF\xBB\xBF") head.remove_prefix(3);
+  while (!head.empty() && (head[0] == ' ' || head[0] == '\n' || head[0] == '\r' || head[0] == '\t')) head.remove_prefix(1);
+  return head;
 }
 
-/// Opens `folder/relative`, where `relative` comes from a file and is not trusted: it may not leave the folder, by its text
-/// nor by symbolic links. Links of a Hugging Face cache (snapshots/<revision>/… → blobs/…) are accepted.
-/// @fails path, io
-inline result<std::shared_ptr<const byte_source>> open_file_below(const std::string& folder, const std::string& relative,
-                                                                  std::string_view named_by, bool allow_subfolders = false) {
-  TENSORSMITH_CHECK(check_relative_path(relative, named_by, {}, allow_subfolders));
-  const std::string path = join_path(folder, relative);
-  TENSORSMITH_TRY(const std::string root, os::real_path(folder.empty() ? "." : folder));
-  TENSORSMITH_TRY(const std::string real, os::real_path(path));
-  const auto below = [](std::string_view inner, std::string_view outer) {
-    return inner.size() > outer.size() && inner.starts_with(outer) && (outer.ends_with('/') || inner[outer.size()] == '/');
-  };
-  bool contained = below(real, root);
-  if (const std::size_t at = root.rfind("/snapshots/"); !contained && at != std::string::npos)
-    contained = below(real, root.substr(0, at) + "/blobs");
-  if (!contained)
-    return failure{.code = errc::path, .what = "the path is a symbolic link that leaves its folder", .file = path,
-                   .expected = "a file below " + quoted(root), .found = quoted(real), .advice = "copy the file into the folder"};
-  return open_file(real, path);
+inline bool starts_ignoring_case(std::string_view text, std::string_view start) noexcept {
+  return text.size() >= start.size() && ends_with_ignoring_case(text.substr(0, start.size()), start);
 }
 
-/// The contents of a file of at most `most` bytes. @fails limit (longer), path, io
-inline result<std::string> read_text_file(const std::string& path, std::uint64_t most);
-
-/// The contents of a source of at most `most` bytes. `option` names what raises the limit. @fails limit, io
-inline result<std::string> read_text(const byte_source& source, std::uint64_t most, std::string_view option = {}) {
-  if (source.size() > most)
-    return failure{.code = errc::limit, .what = "the file is too long", .file = source.name(),
-                   .expected = "at most " + std::to_string(most) + " bytes", .found = std::to_string(source.size()),
-                   .advice = option.empty() ? std::string() : "raise " + std::string(option) + " if you trust it"};
-  std::string text(static_cast<std::size_t>(source.size()), '\0');
-  TENSORSMITH_CHECK(source.read_at(0, std::as_writable_bytes(std::span(text))));
-  return text;
+/// ModelProto starts with ir_version (field 1, a small number) and a field of text or the graph.
+inline bool looks_like_onnx(std::string_view head, std::string_view name) noexcept {
+  const bool begins = head.size() > 3 && head[0] == '\x08' && head[1] > 0 && head[1] < 32 && (head[2] == '\x12' || head[2] == '\x3A');
+  return begins && (ends_with_ignoring_case(name, ".onnx") || head[2] == '\x12');
 }
 
-inline result<std::string> read_text_file(const std::string& path, std::uint64_t most) {
-  TENSORSMITH_TRY(const auto file, open_file(path));
-  return read_text(*file, most);
+}  // namespace detail
+
+/// What a file is that no reader of weights knows, by its first bytes and its name; nothing if that is not known either.
+inline std::optional<foreign_file> foreign_file_of(std::string_view head, std::string_view name) noexcept {
+  for (const foreign_file& kind : detail::foreign_files)
+    if (head.size() >= kind.offset && head.substr(kind.offset, kind.mark.size()) == kind.mark) return kind;
+  const std::string_view text = detail::trimmed_start(head);
+  for (const std::string_view page : {"<!doctype html", "<html", "<head", "<body", "<!--"})
+    if (detail::starts_ignoring_case(text, page)) return foreign_file{page, 0, "a web page", detail::fetch_again};
+  if (detail::starts_ignoring_case(text, "<?xml"))
+    return foreign_file{"<?xml", 0, "an XML document, as servers answer with errors", detail::fetch_again};
+  if (detail::looks_like_onnx(head, name))
+    return foreign_file{"", 0, "an ONNX model", "pass the weights it was made from; an ONNX model is no source of weights"};
+  if (ends_with_ignoring_case(name, ".msgpack"))
+    return foreign_file{"", 0, "a Flax checkpoint", "pass the model's safetensors or torch file"};
+  if (!text.empty() && (text[0] == '{' || text[0] == '['))
+    return foreign_file{"", 0, "a JSON document", "pass the file of weights, the folder it lies in, or the *.index.json of shards"};
+  if (head.size() >= 64 && std::all_of(head.begin(), head.end(), [](char c) { return c == '\0'; }))
+    return foreign_file{"", 0, "a file that starts with zeros only, as unfinished downloads do", "download it again"};
+  return std::nullopt;
 }
 
-/// A new file of a size that is fixed when it is created. Writes are positional, from any thread.
-class output_file final : public byte_sink {
- public:
-  /// Creates `path`, which must not exist, and reserves its space. `name` is what messages call it (default: the path).
-  /// Nothing is left at the path after a failure. @fails no_space (with the bytes needed and free), io
-  static result<std::shared_ptr<output_file>> create(const std::string& path, std::uint64_t size, std::string name = {}) {
-    if (name.empty()) name = path;
-    auto created = os::create_exclusive(path);
-    if (!created) {
-      created.error().file = name;
-      return std::move(created).error();
-    }
-    auto out = std::make_shared<output_file>(token{}, std::move(created).value(), path, std::move(name), size);
-    if (auto reserved = os::reserve(out->file_, size, out->name_); !reserved) {
-      (void)os::remove_file(path);
-      failure error = std::move(reserved).error();
-      if (error.code == errc::no_space) {
-        error.expected = std::to_string(size) + " bytes";
-        error.found = std::to_string(std::min(os::free_space(std::string(parent_path(path))), os::file_size_limit())) + " bytes free";
-      }
-      return error;
-    }
-    return out;
+/// The refusal of a file that is no container of weights. @pre its first bytes were read into `head`
+inline failure not_weights(const byte_source& file, std::string_view head) {
+  if (file.size() == 0)
+    return failure{.code = errc::malformed, .what = "the file is empty", .file = file.name(), .expected = "a file of weights",
+                   .found = "0 bytes", .advice = "download it again"};
+  std::string bytes;
+  for (const char c : head.substr(0, 8)) {
+    bytes += bytes.empty() ? "" : " ";
+    detail::append_hex(bytes, static_cast<unsigned char>(c), 2);
   }
+  const auto kind = foreign_file_of(head, file.name());
+  return failure{.code = errc::unsupported,
+                 .what = kind ? "the file holds no weights: it is " + std::string(kind->what) : "the file is of no format that holds weights",
+                 .file = file.name(), .place = "byte offset 0", .expected = "a safetensors, torch, npy, npz or GGUF file",
+                 .found = std::to_string(file.size()) + " bytes that start with " + bytes,
+                 .advice = kind ? std::string(kind->advice) : std::string()};
+}
 
-  const std::string& name() const noexcept override { return name_; }
-  /// Where it lies now; it is renamed when it is published.
-  const std::string& path() const noexcept { return path_; }
-  std::uint64_t size() const noexcept { return size_; }
-  const os::descriptor& file() const noexcept { return file_; }
+TENSORSMITH_END_NAMESPACE
+#endif  // TENSORSMITH_HAS_FORMAT_CHECKPOINT_FOREIGN_HPP
 
-  result<void> write_at(std::uint64_t offset, std::span<const std::byte> bytes) override {
-    TENSORSMITH_CHECK(inside(offset, bytes.size()));
-    return os::write_all(file_, offset, bytes, name_);
+#ifndef TENSORSMITH_HAS_CORE_JOB_HPP
+#define TENSORSMITH_HAS_CORE_JOB_HPP
+// tensorsmith/core/job.hpp: everything a run may carry: limits, threads, memory budget, progress, cancellation, diagnostics.
+
+TENSORSMITH_BEGIN_NAMESPACE
+
+/// Limits on what a file may declare. Exceeding one is errc::limit and the message names the limit.
+struct limits {
+  std::uint64_t safetensors_header_bytes = 100'000'000;
+  std::uint64_t tensors = 2'000'000;
+  std::uint64_t name_bytes = 64 * 1024;
+  std::uint64_t rank = 64;
+  std::uint64_t elements = std::uint64_t{1} << 48;  ///< exclusive bound on each dimension and on the element count
+  std::uint64_t json_depth = 64;
+  std::uint64_t config_bytes = 16u << 20;
+  std::uint64_t index_bytes = 64u << 20;
+  std::uint64_t tokenizer_bytes = 256u << 20;
+  std::uint64_t npy_header_bytes = 1u << 20;
+  std::uint64_t gguf_metadata_bytes = 256u << 20;  ///< key-value pairs and tensor infos: all before the data
+  std::uint64_t pickle_bytes = 64u << 20;
+  std::uint64_t pickle_opcodes = 5'000'000;
+  std::uint64_t pickle_depth = 256;
+  std::uint64_t pickle_integer_bytes = 16;
+  std::uint64_t zip_entries = 1'000'000;
+  std::uint64_t zip_directory_bytes = 256u << 20;
+  std::uint64_t expansion = 100;  ///< bytes produced per byte stored, beyond 64 MiB (deflated entries, repeated elements)
+  bool check_crc = true;        ///< verify the CRC-32 of zip entries that are read
+  bool allow_suspicious = false;  ///< read pickles that name globals of the block list (nothing runs either way)
+};
+
+/// One remark about a run that is no failure: something ignored, derived, converted, left out.
+struct note {
+  enum class level : std::uint8_t { info, warning };
+  level severity = level::info;
+  std::string subject;  ///< component, file or tensor concerned
+  std::string text;     ///< one sentence
+};
+
+/// Progress of the executor, in bytes written so far.
+struct progress {
+  std::uint64_t done_bytes = 0;
+  std::uint64_t total_bytes = 0;
+};
+
+/// What a run carries. Plain data; the caller keeps it alive for the duration of the calls it is given to.
+struct job {
+  tensorsmith::v0::limits limits;
+  unsigned threads = 0;                        ///< 0: one per hardware thread
+  std::size_t memory_bytes = 256u << 20;       ///< budget for tiles and whole-tensor recipes
+  std::size_t tile_bytes = 256u << 10;         ///< bytes of one tile: it and what it becomes stay in the L2 cache (512 KiB to 2 MiB a core)
+  std::function<void(const progress&)> on_progress;   ///< called from one thread at a time
+  const std::atomic<bool>* cancel = nullptr;   ///< set to true from outside (a signal handler may) to stop
+  std::vector<note> notes;                     ///< appended to by plan-time code; never by worker threads
+
+  bool cancelled() const noexcept { return cancel != nullptr && cancel->load(std::memory_order_relaxed); }
+  void info(std::string subject, std::string text) {
+    notes.push_back({note::level::info, std::move(subject), std::move(text)});
   }
-
-  /// Copies a range inside the kernel. True: done. False: not possible here, use read_at and write_at. @fails io, no_space
-  result<bool> copy_from(const byte_source& source, std::uint64_t from, std::uint64_t to, std::uint64_t length) {
-    if (source.descriptor() < 0) return false;
-    TENSORSMITH_CHECK(inside(to, length));
-    return os::copy_range(source.descriptor(), from, file_, to, length, name_);
+  void warn(std::string subject, std::string text) {
+    notes.push_back({note::level::warning, std::move(subject), std::move(text)});
   }
-
-  /// Waits until all bytes are on the disk.
-  result<void> sync() { return os::synchronize(file_, name_); }
-  /// Starts the transfer to the disk without waiting for it.
-  void start_writeback() noexcept { os::start_writeback(file_, 0, 0); }
-  /// Closes; later writes fail. @fails io, no_space (file systems that report a full quota only now)
-  result<void> close() { return file_.close(name_); }
-
- private:
-  struct token {};
-
- public:
-  /// Use create().
-  output_file(token, os::descriptor file, std::string path, std::string name, std::uint64_t size)
-      : file_(std::move(file)), path_(std::move(path)), name_(std::move(name)), size_(size) {}
-
- private:
-  result<void> inside(std::uint64_t offset, std::uint64_t length) const {
-    if (offset <= size_ && length <= size_ - offset) return {};
-    return failure{.code = errc::internal, .what = "write past the planned end", .file = name_,
-                   .place = "byte offset " + std::to_string(offset), .expected = "at most " + std::to_string(size_) + " bytes",
-                   .found = std::to_string(length) + " more"};
-  }
-
-  os::descriptor file_;
-  std::string path_, name_;
-  std::uint64_t size_;
 };
 
 TENSORSMITH_END_NAMESPACE
-#endif  // TENSORSMITH_HAS_IO_FILE_HPP
+#endif  // TENSORSMITH_HAS_CORE_JOB_HPP
 
-#ifndef TENSORSMITH_HAS_IO_JSON_HPP
-#define TENSORSMITH_HAS_IO_JSON_HPP
-// tensorsmith/io/json.hpp: JSON text to json_value and back, and a bounded walk over JSON that builds nothing.
-//
-// Include this for configurations (parse_json, read_json_file, write_json) and, in readers of formats with large JSON headers,
-// for walk_json. The one header that includes nlohmann/json.
+#ifndef TENSORSMITH_HAS_CORE_HALF_HPP
+#define TENSORSMITH_HAS_CORE_HALF_HPP
+// tensorsmith/core/half.hpp: the 16-bit floating-point encodings, converted in integer arithmetic. These scalar functions are the
+// definition; core/convert.hpp holds kernels that must give the same bits.
 
 TENSORSMITH_BEGIN_NAMESPACE
 
-/// How walk_json reads.
-struct walk_options {
-  std::uint64_t depth = limits{}.json_depth;  ///< most nested arrays and objects
-  std::uint64_t base_offset = 0;              ///< offset of the text in its file, for messages
-  /// Objects at this depth and deeper must have unique keys (0: all). A handler that checks the keys of outer objects itself
-  /// sets it higher, and no second copy of those keys is held.
-  std::size_t unique_keys_from = 0;
-};
-
-/// Where a walk is. A handler reports what it refuses through `fail`.
-class json_cursor {
- public:
-  /// Byte offset in the file just behind the token that is being reported (one further behind a number).
-  std::uint64_t offset() const noexcept { return options_.base_offset + static_cast<std::uint64_t>(at_ - text_.data()); }
-  /// Open arrays and objects around the current value.
-  std::size_t depth() const noexcept { return depth_; }
-  /// The key or index of the current value in the container of nesting `level` (0: the outermost).
-  std::string_view key(std::size_t level) const noexcept { return frames_[level].key; }
-  std::size_t index(std::size_t level) const noexcept { return frames_[level].index; }
-
-  /// RFC 6901 pointer of the current value, quoted for printing.
-  std::string pointer() const {
-    std::string out;
-    for (std::size_t i = 0; i < depth_; ++i) {
-      const frame& f = frames_[i];
-      if (f.count == 0) break;
-      out += '/';
-      if (f.array) {
-        out += std::to_string(f.index);
-        continue;
-      }
-      for (const char c : f.key) out += c == '~' ? "~0" : c == '/' ? "~1" : std::string(1, c);
-    }
-    return quoted(out);
-  }
-
-  /// "byte offset 12 at '/a/shape/0'", without the pointer at the top of the document.
-  std::string place() const {
-    const std::string at = pointer();
-    return "byte offset " + std::to_string(offset()) + (at == "''" ? std::string() : " at " + at);
-  }
-
-  /// Stops the walk with this failure; its file and place are filled in. Returns false, to be returned by the handler.
-  bool fail(errc code, std::string what, std::string expected = {}, std::string found = {}, std::string advice = {}) {
-    error_ = failure{.code = code, .what = std::move(what), .file = file_, .place = place(), .expected = std::move(expected),
-                     .found = std::move(found), .advice = std::move(advice)};
-    return false;
-  }
-
- protected:
-  struct frame {
-    bool array = false;
-    std::size_t index = 0, count = 0;
-    std::size_t first_key = 0;  // in keys_, if keys are collected
-    std::string key;
-  };
-  json_cursor(std::string_view text, const std::string& file, const walk_options& options)
-      : text_(text), at_(text.data()), file_(file), options_(options) {}
-
-  std::string_view text_;
-  const char* at_;
-  const std::string& file_;
-  const walk_options& options_;
-  std::vector<frame> frames_;  // kept when a container closes, so that their strings are reused
-  std::size_t depth_ = 0;
-  std::optional<failure> error_;
-};
-
-namespace detail {
-
-/// A byte iterator that tells how far the parser has read.
-class counting_iterator {
- public:
-  using iterator_category = std::input_iterator_tag;
-  using value_type = char;
-  using difference_type = std::ptrdiff_t;
-  using pointer = const char*;
-  using reference = const char&;
-
-  counting_iterator() = default;
-  counting_iterator(const char* at, const char** seen) noexcept : at_(at), seen_(seen) {}
-  reference operator*() const noexcept { return *at_; }
-  counting_iterator& operator++() noexcept {
-    *seen_ = ++at_;
-    return *this;
-  }
-  counting_iterator operator++(int) noexcept {
-    counting_iterator before = *this;
-    ++*this;
-    return before;
-  }
-  bool operator==(const counting_iterator& other) const noexcept { return at_ == other.at_; }
-
- private:
-  const char* at_ = nullptr;
-  const char** seen_ = nullptr;
-};
-
-/// Turns the parser's events into the handler's, keeping depth, position and unique keys.
-template <class Handler>
-class json_walker final : public json_cursor {
- public:
-  using json = nlohmann::json;
-  json_walker(std::string_view text, const std::string& file, const walk_options& options, Handler& handler)
-      : json_cursor(text, file, options), handler_(handler) {}
-
-  result<void> go() {
-    if (const void* nul = text_.empty() ? nullptr : std::memchr(text_.data(), 0, text_.size())) {
-      at_ = static_cast<const char*>(nul);  // the parser would take it for the end of the text
-      fail(errc::malformed, "a NUL byte in JSON text");
-      return std::move(*error_);
-    }
-    if (text_.starts_with("\xEF\xBB\xBF")) {
-      fail(errc::malformed, "a byte order mark before JSON text", "'{' or another value", {}, "save the file as UTF-8 without it");
-      return std::move(*error_);
-    }
-    const counting_iterator first(text_.data(), &at_), last(text_.data() + text_.size(), &at_);
-    if (json::sax_parse(first, last, this, json::input_format_t::json, /*strict=*/true)) return {};
-    if (!error_) fail(errc::malformed, "invalid JSON");
-    return std::move(*error_);
-  }
-
-  bool null() { return next() && handler_.null(*this); }
-  bool boolean(bool value) { return next() && handler_.boolean(value, *this); }
-  bool number_integer(json::number_integer_t value) { return next() && handler_.integer(value, *this); }
-  bool number_unsigned(json::number_unsigned_t value) { return next() && handler_.natural(value, *this); }
-  bool number_float(json::number_float_t value, const json::string_t& written) {
-    if (!next()) return false;
-    if (written.find_first_of(".eE") == std::string::npos)
-      return fail(errc::malformed, "the integer is out of range", "an integer of 64 bits", quoted(written));
-    return handler_.number(value, *this);
-  }
-  bool string(json::string_t& value) { return next() && handler_.string(value, *this); }
-  bool binary(json::binary_t&) { return false; }  // never in text
-  bool start_object(std::size_t) { return next() && open(false) && handler_.start_object(*this); }
-  bool start_array(std::size_t) { return next() && open(true) && handler_.start_array(*this); }
-  bool end_array() {
-    --depth_;
-    return handler_.end_array(*this);
-  }
-  bool key(json::string_t& name) {
-    frame& f = frames_[depth_ - 1];
-    ++f.count;
-    f.key = name;
-    if (depth_ > options_.unique_keys_from) keys_.push_back({name, offset()});
-    return handler_.key(name, *this);
-  }
-  bool end_object() {
-    if (depth_ > options_.unique_keys_from && !unique_keys()) return false;
-    --depth_;
-    return handler_.end_object(*this);
-  }
-
-  bool parse_error(std::size_t, const std::string&, const nlohmann::detail::exception& problem) {
-    // "[json.exception…] parse error at line 1, column 5: syntax error while parsing value - unexpected end of input; expected …"
-    std::string_view reason(problem.what());
-    if (reason.find("number overflow") != std::string_view::npos)
-      return fail(errc::malformed, "the number is out of range", "a number that a double holds");
-    if (const std::size_t dash = reason.find(" - "); dash != std::string_view::npos) reason.remove_prefix(dash + 3);
-    std::string what(reason.substr(0, std::min(reason.find("; last read"), reason.find("; expected"))));
-    if (what.find("UTF-8") != std::string::npos || what.find("ill-formed") != std::string::npos) what = "invalid UTF-8 in a string";
-    if (at_ != text_.data() && what.find("end of input") == std::string::npos) --at_;  // the offending byte itself
-    return fail(errc::malformed, "invalid JSON: " + what, {}, found_byte());
-  }
-
- private:
-  struct known_key {
-    std::string name;
-    std::uint64_t offset;
-  };
-
-  /// Counts a value in the array around it.
-  bool next() noexcept {
-    if (depth_ == 0) return true;
-    frame& f = frames_[depth_ - 1];
-    if (f.array) f.index = f.count++;
-    return true;
-  }
-
-  bool open(bool array) {
-    if (depth_ >= options_.depth)
-      return fail(errc::limit, "JSON is nested too deeply", "at most " + std::to_string(options_.depth) + " levels", {},
-                  "raise limits::json_depth (--max-json-depth) if you trust it");
-    if (depth_ == frames_.size()) frames_.emplace_back();
-    frame& f = frames_[depth_++];
-    f.array = array;
-    f.index = f.count = 0;
-    f.first_key = keys_.size();
-    return true;
-  }
-
-  bool unique_keys() {
-    const auto first = keys_.begin() + static_cast<std::ptrdiff_t>(frames_[depth_ - 1].first_key);
-    if (keys_.end() - first > 1) {
-      std::sort(first, keys_.end(), [](const known_key& a, const known_key& b) {
-        return a.name != b.name ? a.name < b.name : a.offset < b.offset;
-      });
-      const auto twice = std::adjacent_find(first, keys_.end(), [](const auto& a, const auto& b) { return a.name == b.name; });
-      if (twice != keys_.end()) {
-        frames_[depth_ - 1].key = twice->name;
-        at_ = text_.data() + (twice[1].offset - options_.base_offset);
-        return fail(errc::malformed, "the key " + quoted(twice->name) + " appears twice in one object", "unique keys",
-                    "it at byte offsets " + std::to_string(twice[0].offset) + " and " + std::to_string(twice[1].offset));
-      }
-    }
-    keys_.erase(first, keys_.end());
-    return true;
-  }
-
-  std::string found_byte() const {
-    return at_ < text_.data() + text_.size() ? quoted(text_.substr(static_cast<std::size_t>(at_ - text_.data()), 1))
-                                             : std::string("the end of the text");
-  }
-
-  Handler& handler_;
-  std::vector<known_key> keys_;  // of the open objects whose keys are checked
-};
-
-}  // namespace detail
-
-/// Reads JSON text event by event in bounded memory. `Handler` has, each returning false after json_cursor::fail to stop:
-/// null(c), boolean(bool, c), integer(int64, c) (negative ones), natural(uint64, c), number(double, c), string(std::string&, c),
-/// start_object(c), key(std::string&, c), end_object(c), start_array(c), end_array(c), with `json_cursor& c` last. Strings may be moved from.
-/// @fails malformed (syntax, UTF-8, numbers out of range, duplicate keys, anything behind the value), limit (depth), and what
-/// the handler refuses
-template <class Handler>
-result<void> walk_json(std::string_view text, const std::string& file, Handler& handler, const walk_options& options = {}) {
-  detail::json_walker<Handler> walker(text, file, options, handler);
-  return walker.go();
-}
-
-namespace detail {
-
-/// Builds a json_value. Its memory stays within 32 MiB + 4 × the length of the text.
-class json_builder {
- public:
-  explicit json_builder(std::size_t text_bytes) : budget_(((std::size_t{32} << 20) + 4 * text_bytes) / sizeof(json_value)) {}
-  json_value take() { return std::move(root_); }
-
-  bool null(json_cursor& c) { return put(json_value(), c); }
-  bool boolean(bool value, json_cursor& c) { return put(json_value(value), c); }
-  bool integer(std::int64_t value, json_cursor& c) { return put(json_value(value), c); }
-  bool natural(std::uint64_t value, json_cursor& c) {
-    if (value > static_cast<std::uint64_t>(INT64_MAX))
-      return c.fail(errc::malformed, "the integer is out of range", "an integer of 64 bits", std::to_string(value));
-    return put(json_value(static_cast<std::int64_t>(value)), c);
-  }
-  bool number(double value, json_cursor& c) { return put(json_value(value), c); }
-  bool string(std::string& value, json_cursor& c) { return put(json_value(std::move(value)), c); }
-  bool key(std::string& name, json_cursor&) {
-    open_.back()->as_object()->emplace_back(std::move(name), json_value());
-    return true;
-  }
-  bool start_object(json_cursor& c) { return put(json_value(json_value::object{}), c); }
-  bool start_array(json_cursor& c) { return put(json_value(json_value::array{}), c); }
-  bool end_object(json_cursor&) { return open_.pop_back(), true; }
-  bool end_array(json_cursor&) { return open_.pop_back(), true; }
-
- private:
-  bool put(json_value value, json_cursor& c) {
-    if (budget_ == 0)
-      return c.fail(errc::limit, "JSON has too many values for its length", {}, {}, "this is no configuration; check the file");
-    --budget_;
-    json_value* place = &root_;
-    if (!open_.empty()) {
-      if (json_value::array* items = open_.back()->as_array()) {
-        place = &items->emplace_back();
-      } else {
-        place = &open_.back()->as_object()->back().second;
-      }
-    }
-    *place = std::move(value);
-    if (place->as_object() || place->as_array()) open_.push_back(place);  // stays valid: only the innermost container grows
-    return true;
-  }
-
-  json_value root_;
-  std::vector<json_value*> open_;
-  std::size_t budget_;
-};
-
-}  // namespace detail
-
-/// JSON text as a value; `file` is what messages call it. @fails malformed, limit (depth, too many values)
-inline result<json_value> parse_json(std::string_view text, const std::string& file, const limits& bounds = {}) {
-  detail::json_builder builder(text.size());
-  TENSORSMITH_CHECK(walk_json(text, file, builder, {.depth = bounds.json_depth}));
-  return builder.take();
-}
-
-/// The JSON document in a source of at most `most` bytes. @fails malformed, limit, io
-inline result<json_value> read_json(const byte_source& source, std::uint64_t most = limits{}.config_bytes, const limits& bounds = {}) {
-  TENSORSMITH_TRY(const std::string text, read_text(source, most));
-  return parse_json(text, source.name(), bounds);
-}
-
-/// The JSON document in a file of at most `most` bytes. @fails malformed, limit, path, io
-inline result<json_value> read_json_file(const std::string& path, std::uint64_t most = limits{}.config_bytes, const limits& bounds = {}) {
-  TENSORSMITH_TRY(const auto file, open_file(path));
-  return read_json(*file, most, bounds);
-}
-
-/// Appends text as a JSON string with quotes. UTF-8 is kept; bytes that are no UTF-8 become U+FFFD.
-inline void append_json_string(std::string& out, std::string_view text) {
-  out += '"';
-  for (std::size_t at = 0; at < text.size();) {
-    std::uint32_t point = 0;
-    const std::size_t length = detail::utf8_sequence(text, at, point);
-    if (length == 0) {
-      out += "\xEF\xBF\xBD";
-      ++at;
-      continue;
-    }
-    switch (point) {
-      case '"': out += "\\\""; break;
-      case '\\': out += "\\\\"; break;
-      case '\b': out += "\\b"; break;
-      case '\f': out += "\\f"; break;
-      case '\n': out += "\\n"; break;
-      case '\r': out += "\\r"; break;
-      case '\t': out += "\\t"; break;
-      default:
-        if (point < 0x20) {
-          out += "\\u";
-          detail::append_hex(out, point, 4);
-        } else {
-          out.append(text.substr(at, length));
-        }
-    }
-    at += length;
-  }
-  out += '"';
-}
-
-/// Appends the shortest text that reads back as the same double, in the form Python prints: 0.00085, 1e-05, 1.0. Values that
-/// JSON cannot hold (infinite, not a number) become null.
-inline void append_json_number(std::string& out, double value) {
-  if (!std::isfinite(value)) {
-    out += "null";
-    return;
-  }
-  char digits[400];
-  const double size = std::fabs(value);
-  const bool plain = value == 0 || (size >= 1e-4 && size < 1e16);
-  const auto end = std::to_chars(digits, digits + sizeof digits, value,
-                                 plain ? std::chars_format::fixed : std::chars_format::scientific);
-  const std::string_view text(digits, static_cast<std::size_t>(end.ptr - digits));
-  out += text;
-  if (plain && text.find('.') == std::string_view::npos) out += ".0";
-}
-
-namespace detail {
-
-inline void append_json(std::string& out, const json_value& value, int indent, int level) {
-  const auto line = [&](int depth) {
-    if (indent <= 0) return;
-    out += '\n';
-    out.append(static_cast<std::size_t>(indent * depth), ' ');
-  };
-  const std::string_view comma = indent > 0 ? "," : ", ";
-  if (const bool* b = value.as_bool()) {
-    out += *b ? "true" : "false";
-  } else if (const std::int64_t* i = value.as_integer()) {
-    out += std::to_string(*i);
-  } else if (const double* d = value.as_double()) {
-    append_json_number(out, *d);
-  } else if (const std::string* s = value.as_string()) {
-    append_json_string(out, *s);
-  } else if (const json_value::array* items = value.as_array()) {
-    out += '[';
-    for (std::size_t k = 0; k < items->size(); ++k) {
-      if (k) out += comma;
-      line(level + 1);
-      append_json(out, (*items)[k], indent, level + 1);
-    }
-    if (!items->empty()) line(level);
-    out += ']';
-  } else if (const json_value::object* members = value.as_object()) {
-    out += '{';
-    for (std::size_t k = 0; k < members->size(); ++k) {
-      if (k) out += comma;
-      line(level + 1);
-      append_json_string(out, (*members)[k].first);
-      out += ": ";
-      append_json(out, (*members)[k].second, indent, level + 1);
-    }
-    if (!members->empty()) line(level);
-    out += '}';
+/// f32 → IEEE binary16, round to nearest even; overflow gives infinity; NaN keeps sign and the top payload bits, made quiet.
+constexpr std::uint16_t f32_to_f16(float value) noexcept {
+  const std::uint32_t bits = std::bit_cast<std::uint32_t>(value);
+  const auto sign = static_cast<std::uint16_t>((bits >> 16) & 0x8000U);
+  const std::uint32_t magnitude = bits & 0x7FFFFFFFU;
+  if (magnitude > 0x7F800000U) return static_cast<std::uint16_t>(sign | 0x7E00U | ((magnitude >> 13) & 0x3FFU));
+  if (magnitude >= 0x47800000U) return static_cast<std::uint16_t>(sign | 0x7C00U);  // 65536 and above
+  if (magnitude < 0x33000000U) return sign;                                         // below 2^-25: rounds to zero
+  std::uint32_t shift = 13, mantissa = magnitude, base = 0;
+  if (magnitude < 0x38800000U) {  // subnormal in f16: below 2^-14
+    shift = 126U - (magnitude >> 23);
+    mantissa = (magnitude & 0x7FFFFFU) | 0x800000U;
   } else {
-    out += "null";
+    base = 112U << 10;  // difference of the exponent biases, 127 - 15
   }
+  const std::uint32_t half = std::uint32_t{1} << (shift - 1);
+  const std::uint32_t rest = mantissa & ((std::uint32_t{1} << shift) - 1);
+  std::uint32_t rounded = (mantissa >> shift) - base;
+  if (rest > half || (rest == half && (rounded & 1U))) ++rounded;  // a carry moves into the exponent, up to infinity
+  return static_cast<std::uint16_t>(sign | rounded);
 }
 
-}  // namespace detail
+/// IEEE binary16 → f32, exact; a signalling NaN becomes quiet.
+constexpr float f16_to_f32(std::uint16_t half) noexcept {
+  const std::uint32_t sign = static_cast<std::uint32_t>(half & 0x8000U) << 16;
+  const std::uint32_t exponent = (half >> 10) & 0x1FU;
+  std::uint32_t mantissa = half & 0x3FFU;
+  if (exponent == 0x1F)
+    return std::bit_cast<float>(sign | 0x7F800000U | (mantissa ? 0x400000U : 0U) | (mantissa << 13));
+  if (exponent != 0) return std::bit_cast<float>(sign | ((exponent + 112U) << 23) | (mantissa << 13));
+  if (mantissa == 0) return std::bit_cast<float>(sign);
+  const auto leading = static_cast<std::uint32_t>(std::countl_zero(mantissa)) - 21U;  // of the 10-bit field
+  mantissa = (mantissa << leading) & 0x3FFU;
+  return std::bit_cast<float>(sign | ((113U - leading) << 23) | (mantissa << 13));
+}
 
-/// JSON text of a value, laid out as Python's json.dumps(value, indent=indent, ensure_ascii=False); one line if indent is 0.
-/// The same value gives the same bytes on every machine and in every locale.
-inline std::string write_json(const json_value& value, int indent = 2) {
-  std::string out;
-  detail::append_json(out, value, indent, 0);
-  return out;
+/// f32 → bfloat16, round to nearest even; NaN keeps sign and the top payload bits, made quiet.
+constexpr std::uint16_t f32_to_bf16(float value) noexcept {
+  const std::uint32_t bits = std::bit_cast<std::uint32_t>(value);
+  if ((bits & 0x7FFFFFFFU) > 0x7F800000U) return static_cast<std::uint16_t>((bits >> 16) | 0x40U);
+  return static_cast<std::uint16_t>((bits + 0x7FFFU + ((bits >> 16) & 1U)) >> 16);
+}
+
+/// bfloat16 → f32, exact.
+constexpr float bf16_to_f32(std::uint16_t bits) noexcept {
+  return std::bit_cast<float>(static_cast<std::uint32_t>(bits) << 16);
+}
+
+/// f64 → f16 in one rounding: the f32 between them is rounded to odd, so the second rounding sees every lost bit.
+constexpr float f64_to_f32_odd(double value) noexcept {
+  const auto nearest = static_cast<float>(value);
+  const auto back = static_cast<double>(nearest);
+  const std::uint32_t bits = std::bit_cast<std::uint32_t>(nearest);
+  if (back == value || back != back || (bits & 0x7F800000U) == 0x7F800000U || (bits & 1U)) return nearest;
+  const bool away = (back < 0 ? -back : back) > (value < 0 ? -value : value);
+  if (back == 0) return std::bit_cast<float>((value < 0 ? 0x80000000U : 0U) | 1U);
+  return std::bit_cast<float>(away ? bits - 1 : bits + 1);
 }
 
 TENSORSMITH_END_NAMESPACE
-#endif  // TENSORSMITH_HAS_IO_JSON_HPP
+#endif  // TENSORSMITH_HAS_CORE_HALF_HPP
+
+#ifndef TENSORSMITH_HAS_FORMAT_GGUF_TYPES_HPP
+#define TENSORSMITH_HAS_FORMAT_GGUF_TYPES_HPP
+// tensorsmith/format/gguf/types.hpp: the tensor types of GGUF: their names, and which of them are read.
+
+TENSORSMITH_BEGIN_NAMESPACE
+
+/// How the elements of a GGUF tensor become ours.
+enum class gguf_encoding : std::uint8_t {
+  direct,       ///< stored as one of our element types
+  q8_0,         ///< blocks of 32: one f16 scale, 32 signed bytes
+  q4_0,         ///< blocks of 32: one f16 scale, 32 codes of 4 bits
+  unsupported,  ///< known by name only
+};
+
+/// A row of the table of tensor types (enum ggml_type of ggml.h).
+struct gguf_type {
+  std::uint32_t id = 0;
+  std::string_view name;
+  gguf_encoding encoding = gguf_encoding::unsupported;
+  dtype type = dtype::f32;        ///< of the planned tensor
+  std::size_t block = 1;          ///< elements that are stored together, along the innermost dimension
+  std::size_t block_bytes = 0;    ///< bytes of them
+};
+
+namespace detail {
+
+inline constexpr gguf_type gguf_types[] = {
+    {0, "F32", gguf_encoding::direct, dtype::f32, 1, 4}, {1, "F16", gguf_encoding::direct, dtype::f16, 1, 2},
+    {2, "Q4_0", gguf_encoding::q4_0, dtype::f32, 32, 18}, {3, "Q4_1"}, {4, "Q4_2"}, {5, "Q4_3"}, {6, "Q5_0"}, {7, "Q5_1"},
+    {8, "Q8_0", gguf_encoding::q8_0, dtype::f32, 32, 34}, {9, "Q8_1"}, {10, "Q2_K"}, {11, "Q3_K"}, {12, "Q4_K"}, {13, "Q5_K"},
+    {14, "Q6_K"}, {15, "Q8_K"}, {16, "IQ2_XXS"}, {17, "IQ2_XS"}, {18, "IQ3_XXS"}, {19, "IQ1_S"}, {20, "IQ4_NL"}, {21, "IQ3_S"},
+    {22, "IQ2_S"}, {23, "IQ4_XS"}, {24, "I8", gguf_encoding::direct, dtype::i8, 1, 1}, {25, "I16", gguf_encoding::direct, dtype::i16, 1, 2},
+    {26, "I32", gguf_encoding::direct, dtype::i32, 1, 4}, {27, "I64", gguf_encoding::direct, dtype::i64, 1, 8},
+    {28, "F64", gguf_encoding::direct, dtype::f64, 1, 8}, {29, "IQ1_M"}, {30, "BF16", gguf_encoding::direct, dtype::bf16, 1, 2},
+    {31, "Q4_0_4_4"}, {32, "Q4_0_4_8"}, {33, "Q4_0_8_8"}, {34, "TQ1_0"}, {35, "TQ2_0"}, {36, "IQ4_NL_4_4"}, {37, "IQ4_NL_4_8"},
+    {38, "IQ4_NL_8_8"}, {39, "MXFP4"}};
+
+}  // namespace detail
+
+/// The row of a type, or nullptr for a number without a name here.
+constexpr const gguf_type* find_gguf_type(std::uint32_t id) noexcept {
+  for (const gguf_type& row : detail::gguf_types)
+    if (row.id == id) return &row;
+  return nullptr;
+}
+
+TENSORSMITH_END_NAMESPACE
+#endif  // TENSORSMITH_HAS_FORMAT_GGUF_TYPES_HPP
 
 #ifndef TENSORSMITH_HAS_TENSOR_INFO_HPP
 #define TENSORSMITH_HAS_TENSOR_INFO_HPP
@@ -1957,6 +1004,9 @@ class recipe {
   /// Where output 0 lies stored, contiguous and unchanged, if it does: lets writers refer to it.
   virtual std::optional<stored_bytes> stored() const { return std::nullopt; }
 
+  /// Appends the sources whose bytes are read, so that a writer can ask them whether they changed meanwhile.
+  virtual void add_sources(std::vector<std::shared_ptr<const byte_source>>& /*out*/) const {}
+
   /// The same tensor seen otherwise, if that costs nothing at run time (strides change, a cast moves outwards); else nullptr.
   /// tensor/stored.hpp's transposed, reshaped and sliced_rows try these first. Single-output recipes only.
   virtual std::shared_ptr<recipe> fold_transpose() const { return nullptr; }
@@ -1996,6 +1046,164 @@ struct tensor_ref {
 TENSORSMITH_END_NAMESPACE
 #endif  // TENSORSMITH_HAS_TENSOR_RECIPE_HPP
 
+#ifndef TENSORSMITH_HAS_FORMAT_GGUF_DEQUANTIZE_HPP
+#define TENSORSMITH_HAS_FORMAT_GGUF_DEQUANTIZE_HPP
+// tensorsmith/format/gguf/dequantize.hpp: block-quantized GGUF tensors as f32, block by block as the tiles pass.
+//
+// A block holds 32 consecutive elements of the innermost dimension. With its f16 scale d (ggml, ggml-quants.c):
+//   Q8_0 (34 bytes: d, q[32] signed bytes):   y[j] = q[j] · d
+//   Q4_0 (18 bytes: d, b[16]):                y[j] = ((b[j] & 15) − 8) · d,  y[j + 16] = ((b[j] >> 4) − 8) · d
+// Products are f32, rounded once: the bits that ggml's and gguf-py's reference give.
+
+TENSORSMITH_BEGIN_NAMESPACE
+
+namespace detail {
+
+inline constexpr std::size_t gguf_block = 32;  // elements, for both encodings
+
+inline float gguf_scale(const std::byte* block) noexcept {
+  std::uint16_t code;
+  std::memcpy(&code, block, sizeof code);
+  return f16_to_f32(code);
+}
+
+inline void dequantize_q8_0(const std::byte* in, std::byte* out, std::size_t blocks) noexcept {
+  for (; blocks > 0; --blocks, in += 34, out += 4 * gguf_block) {
+    const float scale = gguf_scale(in);
+    std::int8_t codes[gguf_block];
+    float values[gguf_block];
+    std::memcpy(codes, in + 2, sizeof codes);
+    for (std::size_t j = 0; j < gguf_block; ++j) values[j] = static_cast<float>(codes[j]) * scale;
+    std::memcpy(out, values, sizeof values);
+  }
+}
+
+inline void dequantize_q4_0(const std::byte* in, std::byte* out, std::size_t blocks) noexcept {
+  for (; blocks > 0; --blocks, in += 18, out += 4 * gguf_block) {
+    const float scale = gguf_scale(in);
+    std::uint8_t pairs[gguf_block / 2];
+    float values[gguf_block];
+    std::memcpy(pairs, in + 2, sizeof pairs);
+    for (std::size_t j = 0; j < gguf_block / 2; ++j) {
+      values[j] = static_cast<float>(static_cast<int>(pairs[j] & 15U) - 8) * scale;
+      values[j + gguf_block / 2] = static_cast<float>(static_cast<int>(pairs[j] >> 4) - 8) * scale;
+    }
+    std::memcpy(out, values, sizeof values);
+  }
+}
+
+}  // namespace detail
+
+/// A contiguous Q8_0 or Q4_0 tensor of a source as f32. @pre its bytes lie inside the source; the extent of the innermost dimension is
+/// a multiple of 32
+class dequantized_recipe final : public recipe {
+ public:
+  dequantized_recipe(std::shared_ptr<const byte_source> file, std::uint64_t byte_offset, gguf_type stored, shape_type shape, std::string where)
+      : file_(std::move(file)), offset_(byte_offset), stored_(stored) {
+    info_.name = std::move(where);
+    info_.type = dtype::f32;
+    info_.shape = std::move(shape);
+  }
+  std::span<const tensor_info> outputs() const noexcept override { return {&info_, 1}; }
+  region grain() const override { return {0, 1, 0, detail::gguf_block}; }
+  void add_sources(std::vector<std::shared_ptr<const byte_source>>& out) const override {
+    if (out.empty() || out.back() != file_) out.push_back(file_);
+  }
+
+  result<void> produce(region r, std::span<const tile> tiles, scratch& work) const override {
+    const scratch::scope keep(work);
+    const std::size_t all = plane_of(info_.shape).cols, row = stored_bytes_of(r.cols);
+    view in{nullptr, stored_bytes_of(all)};
+    const std::uint64_t first = offset_ + r.row * in.pitch + stored_bytes_of(r.col);
+    if (const auto bytes = file_->resident(); !bytes.empty()) {
+      in.data = bytes.data() + first;
+    } else {
+      const auto bytes_read = work.take(row * r.rows);
+      if (r.cols == all) {
+        TENSORSMITH_CHECK(file_->read_at(first, bytes_read));
+      } else {
+        for (std::size_t i = 0; i < r.rows; ++i) TENSORSMITH_CHECK(file_->read_at(first + i * in.pitch, bytes_read.subspan(i * row, row)));
+      }
+      in = {bytes_read.data(), row};
+    }
+    const auto decode = stored_.encoding == gguf_encoding::q8_0 ? detail::dequantize_q8_0 : detail::dequantize_q4_0;
+    for (std::size_t i = 0; i < r.rows; ++i) decode(in.data + i * in.pitch, tiles[0].data + i * tiles[0].pitch, r.cols / detail::gguf_block);
+    return {};
+  }
+
+  recipe_ptr fold_reshape(const shape_type& shape) const override {
+    if (plane_of(shape).cols % detail::gguf_block != 0) return nullptr;
+    return std::make_shared<dequantized_recipe>(file_, offset_, stored_, shape, info_.name);
+  }
+  recipe_ptr fold_rows(std::size_t first, std::size_t count) const override {
+    const std::size_t row = info_.shape.size() < 2 ? 1 : plane_of(info_.shape).cols;  // elements of one index of the first dimension
+    if (first * row % detail::gguf_block != 0 || count * row % detail::gguf_block != 0) return nullptr;
+    shape_type shape = info_.shape;
+    shape[0] = count;
+    return std::make_shared<dequantized_recipe>(file_, offset_ + stored_bytes_of(first * row), stored_, std::move(shape), info_.name);
+  }
+
+ private:
+  std::size_t stored_bytes_of(std::size_t elements) const noexcept { return elements / detail::gguf_block * stored_.block_bytes; }
+
+  std::shared_ptr<const byte_source> file_;
+  std::uint64_t offset_;
+  gguf_type stored_;
+  tensor_info info_;
+};
+
+TENSORSMITH_END_NAMESPACE
+#endif  // TENSORSMITH_HAS_FORMAT_GGUF_DEQUANTIZE_HPP
+
+#ifndef TENSORSMITH_HAS_TENSOR_NAME_ORDER_HPP
+#define TENSORSMITH_HAS_TENSOR_NAME_ORDER_HPP
+// tensorsmith/tensor/name_order.hpp: sorting very many names that begin alike. Include this for order_by_name.
+
+TENSORSMITH_BEGIN_NAMESPACE
+
+/// The positions 0 … count − 1 in the order of name(i); equal names in the order of their positions. @pre count < 2^32
+///
+/// The eight bytes behind what all names begin with are compared first, as one number that lies beside the position: a million names
+/// of tensors need a comparison of texts, which lie all over the memory, only where those agree. No choice of names makes this
+/// slower than sorting the texts.
+template <class Name>
+std::vector<std::uint32_t> order_by_name(std::size_t count, Name&& name) {
+  std::vector<std::uint32_t> order(count);
+  for (std::size_t i = 0; i < count; ++i) order[i] = static_cast<std::uint32_t>(i);
+  if (count < 2) return order;
+  const std::string_view first = name(std::size_t{0});
+  std::size_t common = first.size();
+  bool sorted = true;
+  for (std::size_t i = 1; i < count; ++i) {
+    const std::string_view here = name(i);
+    const std::size_t most = std::min(common, here.size());
+    common = static_cast<std::size_t>(std::mismatch(first.begin(), first.begin() + static_cast<std::ptrdiff_t>(most), here.begin()).first - first.begin());
+    sorted = sorted && std::string_view(name(i - 1)) <= here;
+  }
+  if (sorted) return order;
+  struct key {
+    std::uint64_t start;
+    std::uint32_t position;
+  };
+  std::vector<key> keys(count);
+  for (std::size_t i = 0; i < count; ++i) {
+    const std::string_view here = name(i);
+    std::uint64_t start = 0;
+    for (std::size_t k = common; k < common + 8; ++k) start = start << 8 | (k < here.size() ? static_cast<unsigned char>(here[k]) : 0U);
+    keys[i] = {start, static_cast<std::uint32_t>(i)};
+  }
+  std::sort(keys.begin(), keys.end(), [&](const key& a, const key& b) {
+    if (a.start != b.start) return a.start < b.start;
+    const int compared = std::string_view(name(a.position)).compare(name(b.position));
+    return compared != 0 ? compared < 0 : a.position < b.position;
+  });
+  for (std::size_t i = 0; i < count; ++i) order[i] = keys[i].position;
+  return order;
+}
+
+TENSORSMITH_END_NAMESPACE
+#endif  // TENSORSMITH_HAS_TENSOR_NAME_ORDER_HPP
+
 #ifndef TENSORSMITH_HAS_TENSOR_CATALOG_HPP
 #define TENSORSMITH_HAS_TENSOR_CATALOG_HPP
 // tensorsmith/tensor/catalog.hpp: the ordered plan of tensors: name → output of a recipe.
@@ -2009,41 +1217,43 @@ struct catalog_entry {
   std::string origin;
 };
 
-/// An ordered list of planned tensors with unique names. Lookup is a binary search over a sorted index, so names chosen to
-/// collide cost nothing.
+/// An ordered list of planned tensors with unique names. Lookup is a binary search over a sorted index of positions, so names chosen
+/// to collide cost nothing and no name is held twice.
 class catalog {
  public:
   std::span<const catalog_entry> entries() const noexcept { return entries_; }
   std::size_t size() const noexcept { return entries_.size(); }
   bool empty() const noexcept { return entries_.empty(); }
 
-  /// Appends an entry. @fails mismatch if the name exists already.
+  /// Appends an entry. @fails mismatch if the name exists already, limit at 2^32 entries
   result<void> add(std::string name, tensor_ref tensor, std::string origin) {
-    if (contains(name))
-      return failure{.code = errc::mismatch, .what = "two tensors get the name " + quoted(name), .place = origin,
-                     .expected = "unique names", .found = "also from " + entries_[*position(name)].origin};
-    index(name, entries_.size());
-    entries_.push_back({std::move(name), std::move(tensor), std::move(origin)});
+    catalog_entry entry{std::move(name), std::move(tensor), std::move(origin)};
+    if (const catalog_entry* before = find(entry.name)) return same_name(entry, *before);
+    TENSORSMITH_CHECK(room_for(1));
+    entries_.push_back(std::move(entry));
+    index(static_cast<std::uint32_t>(entries_.size() - 1));
     return {};
   }
 
   /// Appends many entries, sorting once: O(n log n) for a header of a million tensors. On failure nothing was added.
-  /// @fails mismatch if a name exists already or twice.
+  /// @fails mismatch if a name exists already or twice, limit at 2^32 entries
   result<void> add_all(std::vector<catalog_entry> more) {
-    std::vector<key> keys;
-    keys.reserve(more.size());
-    for (std::size_t i = 0; i < more.size(); ++i) {
-      if (const catalog_entry* before = find(more[i].name)) return same_name(more[i], *before);
-      keys.emplace_back(more[i].name, entries_.size() + i);
+    TENSORSMITH_CHECK(room_for(more.size()));
+    if (!entries_.empty())
+      for (const catalog_entry& entry : more)
+        if (const catalog_entry* before = find(entry.name)) return same_name(entry, *before);
+    std::vector<std::uint32_t> order = order_by_name(more.size(), [&](std::size_t i) { return std::string_view(more[i].name); });
+    for (std::size_t i = 1; i < order.size(); ++i)
+      if (more[order[i]].name == more[order[i - 1]].name) return same_name(more[order[i]], more[order[i - 1]]);
+    const auto before = static_cast<std::uint32_t>(entries_.size());
+    if (before == 0) {
+      entries_ = std::move(more);
+      sorted_ = std::move(order);
+      return {};
     }
-    std::sort(keys.begin(), keys.end());
-    for (std::size_t i = 1; i < keys.size(); ++i)
-      if (keys[i].first == keys[i - 1].first)
-        return same_name(more[keys[i].second - entries_.size()], more[keys[i - 1].second - entries_.size()]);
-    const auto middle = static_cast<std::ptrdiff_t>(sorted_.size());
-    sorted_.insert(sorted_.end(), std::make_move_iterator(keys.begin()), std::make_move_iterator(keys.end()));
-    std::inplace_merge(sorted_.begin(), sorted_.begin() + middle, sorted_.end());
+    for (std::uint32_t& position : order) position += before;
     entries_.insert(entries_.end(), std::make_move_iterator(more.begin()), std::make_move_iterator(more.end()));
+    merge(order);
     return {};
   }
 
@@ -2072,34 +1282,39 @@ class catalog {
  private:
   // The sorted index is kept in two parts: a large sorted one and a small one that is merged in when it has grown,
   // so that adding n entries costs O(n log n) moves and not O(n²).
-  using key = std::pair<std::string, std::size_t>;
   static failure same_name(const catalog_entry& entry, const catalog_entry& before) {
     return failure{.code = errc::mismatch, .what = "two tensors get the name " + quoted(entry.name), .place = entry.origin,
                    .expected = "unique names", .found = "also from " + before.origin};
   }
-  static const key* lower(const std::vector<key>& keys, std::string_view name) noexcept {
-    const auto at = std::lower_bound(keys.begin(), keys.end(), name,
-                                     [](const key& k, std::string_view n) { return std::string_view(k.first) < n; });
-    return at != keys.end() && at->first == name ? &*at : nullptr;
+  result<void> room_for(std::size_t more) const {
+    constexpr std::size_t most = 0xFFFF'FFFF;  // positions have 32 bits
+    if (more <= most - entries_.size()) return {};
+    return failure{.code = errc::limit, .what = "a catalog has too many tensors", .expected = "fewer than 2^32"};
+  }
+  std::vector<std::uint32_t>::const_iterator lower(const std::vector<std::uint32_t>& positions, std::string_view name) const noexcept {
+    return std::lower_bound(positions.begin(), positions.end(), name,
+                            [&](std::uint32_t at, std::string_view wanted) { return std::string_view(entries_[at].name) < wanted; });
   }
   std::optional<std::size_t> position(std::string_view name) const noexcept {
-    if (const key* k = lower(recent_, name)) return k->second;
-    if (const key* k = lower(sorted_, name)) return k->second;
+    for (const auto* positions : {&recent_, &sorted_})
+      if (const auto at = lower(*positions, name); at != positions->end() && entries_[*at].name == name) return *at;
     return std::nullopt;
   }
-  void index(const std::string& name, std::size_t at) {
-    const auto place = std::lower_bound(recent_.begin(), recent_.end(), name,
-                                        [](const key& k, const std::string& n) { return k.first < n; });
-    recent_.insert(place, key{name, at});
+  void index(std::uint32_t at) {
+    recent_.insert(lower(recent_, entries_[at].name), at);
     if (recent_.size() < 64 || recent_.size() * recent_.size() < sorted_.size()) return;
-    const auto middle = static_cast<std::ptrdiff_t>(sorted_.size());
-    sorted_.insert(sorted_.end(), std::make_move_iterator(recent_.begin()), std::make_move_iterator(recent_.end()));
-    std::inplace_merge(sorted_.begin(), sorted_.begin() + middle, sorted_.end());
+    merge(recent_);
     recent_.clear();
+  }
+  void merge(const std::vector<std::uint32_t>& more) {
+    const auto middle = static_cast<std::ptrdiff_t>(sorted_.size());
+    sorted_.insert(sorted_.end(), more.begin(), more.end());
+    std::inplace_merge(sorted_.begin(), sorted_.begin() + middle, sorted_.end(),
+                       [&](std::uint32_t a, std::uint32_t b) { return entries_[a].name < entries_[b].name; });
   }
 
   std::vector<catalog_entry> entries_;
-  std::vector<key> sorted_, recent_;
+  std::vector<std::uint32_t> sorted_, recent_;  // positions, in the order of their names
 };
 
 TENSORSMITH_END_NAMESPACE
@@ -2218,6 +1433,11 @@ class stored_recipe final : public recipe {
   }
 
   std::span<const tensor_info> outputs() const noexcept override { return {&info_, 1}; }
+  void add_sources(std::vector<std::shared_ptr<const byte_source>>& out) const override {
+    if (out.empty() || out.back() != file_) out.push_back(file_);
+  }
+
+  plane work() const override { return walked(); }
 
   region grain() const override {
     const plane all = plane_of(info_.shape);
@@ -2245,7 +1465,7 @@ class stored_recipe final : public recipe {
 
   result<view> load(region r, scratch& work) const override {
     if (layout_ != layout::contiguous) return recipe::load(r, work);
-    const plane all = plane_of(info_.shape);
+    const plane all = walked();
     const std::size_t pitch = byte_count(info_.type, all.cols);
     const std::uint64_t first = offset_ + r.row * pitch + byte_count(info_.type, r.col);
     if (const auto bytes = file_->resident(); !bytes.empty()) return view{bytes.data() + first, pitch};
@@ -2318,6 +1538,12 @@ class stored_recipe final : public recipe {
     scattered,   // rows interleave: the whole tensor is one tile
   };
 
+  /// Rows of packed elements that do not end at a whole byte (4 rows of two 6-bit ones: 6 bytes) are walked as one row.
+  plane walked() const noexcept {
+    const plane all = plane_of(info_.shape);
+    return all.cols * bits_of(info_.type) % 8 == 0 ? all : plane{1, info_.elements()};
+  }
+
   void classify() {
     const shape_type& shape = info_.shape;
     const auto dense = row_major_strides(shape);
@@ -2341,7 +1567,7 @@ class stored_recipe final : public recipe {
 
   result<void> produce_contiguous(region r, tile out, scratch& work) const {
     const std::size_t row = row_bytes(r);
-    if (r.cols == plane_of(info_.shape).cols && out.pitch == row && file_->resident().empty())
+    if (r.cols == walked().cols && out.pitch == row && file_->resident().empty())
       return file_->read_at(offset_ + r.row * row, std::span(out.data, row * r.rows));
     TENSORSMITH_TRY(const view in, load(r, work));
     copy_rows(in, out, r.rows, row);
@@ -2431,2793 +1657,951 @@ inline recipe_ptr strided_tensor(std::shared_ptr<const byte_source> file, std::u
 TENSORSMITH_END_NAMESPACE
 #endif  // TENSORSMITH_HAS_TENSOR_STORED_HPP
 
-#ifndef TENSORSMITH_HAS_FORMAT_SAFETENSORS_READ_HPP
-#define TENSORSMITH_HAS_FORMAT_SAFETENSORS_READ_HPP
-// tensorsmith/format/safetensors/read.hpp: reads safetensors files: header, proof that it describes the file, catalog.
+#ifndef TENSORSMITH_HAS_FORMAT_GGUF_READ_HPP
+#define TENSORSMITH_HAS_FORMAT_GGUF_READ_HPP
+// tensorsmith/format/gguf/read.hpp: reads GGUF files (versions 2 and 3, little-endian): metadata, proof of the layout, catalog.
 //
-// The file: u64 length N, N bytes of JSON (name → dtype, shape, data_offsets; "__metadata__": strings), then the data, which the
-// tensors must cover without hole, overlap or rest. Opening reads the header only and copies no tensor.
+// The file (ggml, docs/gguf.md): "GGUF", version, counts of tensors and of key-value pairs; the pairs; name, dimensions (innermost
+// first), type and offset of each tensor; then the data, every tensor at a multiple of general.alignment. Opening reads what lies
+// before the data, through a window: no declared count or length allocates anything before the bytes for it are known to be there.
 
 TENSORSMITH_BEGIN_NAMESPACE
 
-/// One tensor of a header. Offsets count from the start of the data.
-struct safetensors_entry {
+/// What a GGUF file holds. Q8_0 and Q4_0 tensors are planned as f32.
+struct gguf_contents {
+  catalog tensors;                                               ///< in the order of the file; shapes outermost first, as everywhere here
+  std::vector<std::pair<std::string, std::string>> metadata;     ///< for reports: numbers as text, long arrays and strings shortened
+  std::vector<std::pair<std::string, std::string>> stored_types; ///< name and GGUF's name of its type ("Q8_0"), in the order of the catalog
+  std::uint32_t version = 3;
+  std::uint64_t alignment = 32;
+  std::uint64_t data_offset = 0;  ///< where the data starts in the file
+};
+
+namespace detail {
+
+/// One tensor of a file, before it is believed.
+struct gguf_tensor {
   std::string name;
-  dtype type = dtype::f32;
-  shape_type shape;
-  std::uint64_t begin = 0, end = 0;
+  std::array<std::uint64_t, 4> extents{};  // innermost first, as stored
+  std::uint32_t rank = 0;
+  const gguf_type* type = nullptr;
+  std::uint64_t offset = 0, bytes = 0;     // in the data
+  std::uint64_t place = 0;                 // of its description, in the file
 };
 
-/// A header that was proven to describe its file: every tensor lies inside, nothing overlaps, nothing is left over.
-struct safetensors_header {
-  std::vector<safetensors_entry> entries;                     ///< by offset; empty tensors at one offset in the order of the text
-  std::vector<std::pair<std::string, std::string>> metadata;  ///< "__metadata__", in the order of the text
-  std::uint64_t data_offset = 8;                              ///< where the data starts in the file
-  std::vector<std::string> ignored_fields;                    ///< pointers of fields that the format does not know
-
-  /// The metadata value called `key`, or nullptr.
-  const std::string* find_metadata(std::string_view key) const noexcept {
-    for (const auto& [name, value] : metadata)
-      if (name == key) return &value;
-    return nullptr;
-  }
-};
-
-namespace detail {
-
-/// Collects the entries of a header from the walk over its JSON.
-class safetensors_header_handler {
+/// Reads what lies before the data, from front to back, through a window of the file.
+class gguf_reader {
  public:
-  safetensors_header_handler(safetensors_header& header, const limits& bounds) : header_(header), bounds_(bounds) {}
+  gguf_reader(const byte_source& file, const limits& bounds) : file_(file), bounds_(bounds) {}
 
-  bool null(json_cursor& c) { return scalar("null", c); }
-  bool boolean(bool, json_cursor& c) { return scalar("a boolean", c); }
-  bool integer(std::int64_t value, json_cursor& c) { return scalar("the negative integer " + std::to_string(value), c); }
-  bool number(double, json_cursor& c) { return scalar("a number that is no integer", c); }
+  result<void> read() {
+    TENSORSMITH_CHECK(read_start());
+    TENSORSMITH_CHECK(read_pairs());
+    TENSORSMITH_CHECK(read_tensors());
+    TENSORSMITH_CHECK(check_names());
+    return check_layout();
+  }
 
-  bool natural(std::uint64_t value, json_cursor& c) {
-    if (inside_unknown(c)) return true;
-    if (c.depth() != 3 || metadata_) return scalar("the integer " + std::to_string(value), c);
-    if (field_ == field::offsets) {
-      const std::size_t k = c.index(2);
-      if (k > 1) return c.fail(errc::malformed, "data_offsets has too many values", "begin and end");
-      (k == 0 ? header_.entries.back().begin : header_.entries.back().end) = value;
-      ++offsets_;
-      return true;
+  gguf_contents out;                  ///< all but the catalog
+  std::vector<gguf_tensor> tensors;
+
+ private:
+  enum value_type : std::uint32_t { u8, i8, u16, i16, u32, i32, f32, boolean, string, array, u64, i64, f64, value_types };
+  static constexpr std::size_t value_bytes[value_types] = {1, 1, 2, 2, 4, 4, 4, 1, 0, 0, 8, 8, 8};  // 0: of varying length
+  static constexpr std::size_t shown_values = 16, shown_bytes = 65536, window_bytes = 64u << 10;
+
+  failure fail(errc code, std::uint64_t at, std::string what, std::string expected = {}, std::string found = {}, std::string advice = {}) const {
+    return failure{.code = code, .what = std::move(what), .file = file_.name(), .place = "byte offset " + std::to_string(at),
+                   .expected = std::move(expected), .found = std::move(found), .advice = std::move(advice)};
+  }
+  static std::string text(std::uint64_t n) { return std::to_string(n); }
+  std::uint64_t left() const noexcept { return file_.size() - at_; }
+
+  /// Proves that `count` more bytes of metadata are there and allowed.
+  result<void> need(std::uint64_t count, std::string_view what) const {
+    if (count > left())
+      return fail(errc::malformed, at_, std::string(what) + " ends past the end of the file", text(count) + " bytes", text(left()),
+                  "download or copy it again");
+    if (at_ > bounds_.gguf_metadata_bytes || count > bounds_.gguf_metadata_bytes - at_)
+      return fail(errc::limit, at_, "the metadata is too long", "at most " + text(bounds_.gguf_metadata_bytes) + " bytes",
+                  "at least " + text(at_ + std::min(count, left())), "raise limits::gguf_metadata_bytes (--max-gguf-metadata) if you trust it");
+    return {};
+  }
+
+  /// The next `count` bytes, which stay valid until the next call. @pre count <= window_bytes
+  result<const std::byte*> take(std::size_t count, std::string_view what) {
+    TENSORSMITH_CHECK(need(count, what));
+    if (at_ < window_at_ || at_ - window_at_ > window_.size() || window_.size() - (at_ - window_at_) < count) {
+      window_.resize(static_cast<std::size_t>(std::min<std::uint64_t>(window_bytes, left())));
+      window_at_ = at_;
+      TENSORSMITH_CHECK(file_.read_at(at_, window_));
     }
-    if (c.index(2) >= bounds_.rank)
-      return c.fail(errc::limit, "the tensor " + quoted(c.key(0)) + " has too many dimensions",
-                    "at most " + std::to_string(bounds_.rank), {}, "raise limits::rank (--max-rank) if you trust it");
-    header_.entries.back().shape.push_back(value);
-    return true;
+    const std::byte* data = window_.data() + (at_ - window_at_);
+    at_ += count;
+    return data;
+  }
+  template <class T>
+  result<T> number(std::string_view what) {
+    TENSORSMITH_TRY(const std::byte* data, take(sizeof(T), what));
+    T value;
+    std::memcpy(&value, data, sizeof value);
+    return value;
   }
 
-  bool string(std::string& value, json_cursor& c) {
-    if (inside_unknown(c)) return true;
-    if (metadata_ && c.depth() == 2) return header_.metadata.emplace_back(c.key(1), std::move(value)), true;
-    if (c.depth() != 2 || field_ != field::dtype) return scalar("the string " + quoted(value), c);
-    const auto type = safetensors_dtype_named(value);
-    if (!type)
-      return c.fail(errc::unsupported, "the tensor " + quoted(c.key(0)) + " has an unknown dtype", "a dtype of safetensors",
-                    quoted(value));
-    header_.entries.back().type = *type;
-    return true;
-  }
-
-  bool start_object(json_cursor& c) {
-    if (c.depth() == 1) return true;
-    if (c.depth() > 2) return scalar("an object", c, 1);
-    if (metadata_) return true;
-    header_.entries.push_back({std::string(c.key(0)), dtype::f32, {}, 0, 0});
-    starts_.push_back(c.offset());
-    seen_ = 0;
-    offsets_ = 0;
-    return true;
-  }
-
-  bool start_array(json_cursor& c) {
-    if (c.depth() == 1) return c.fail(errc::malformed, "the header is no JSON object", "an object", "an array");
-    if (c.depth() == 3 && !metadata_ && (field_ == field::shape || field_ == field::offsets)) return true;
-    return scalar("an array", c, 1);
-  }
-
-  bool key(std::string& name, json_cursor& c) {
-    if (c.depth() == 1) {
-      if (name.size() > bounds_.name_bytes)
-        return c.fail(errc::limit, "a tensor name is too long", "at most " + std::to_string(bounds_.name_bytes) + " bytes",
-                      std::to_string(name.size()), "raise limits::name_bytes (--max-name) if you trust it");
-      metadata_ = name == "__metadata__";
-      if (metadata_ && std::exchange(had_metadata_, true))
-        return c.fail(errc::malformed, "the key '__metadata__' appears twice", "unique keys");
-      if (!metadata_ && header_.entries.size() >= bounds_.tensors)
-        return c.fail(errc::limit, "the file has too many tensors", "at most " + std::to_string(bounds_.tensors), {},
-                      "raise limits::tensors (--max-tensors) if you trust it");
-      return true;
+  /// Bytes of a string whose length was just read. Those beyond `most` are skipped.
+  result<std::string> characters(std::uint64_t length, std::uint64_t most, std::string_view what) {
+    TENSORSMITH_CHECK(need(length, what));
+    std::string out_text(static_cast<std::size_t>(std::min(length, most)), '\0');
+    const std::uint64_t end = at_ + length;
+    for (std::size_t done = 0; done < out_text.size();) {
+      const std::size_t part = std::min(out_text.size() - done, window_bytes);
+      TENSORSMITH_TRY(const std::byte* data, take(part, what));
+      std::memcpy(out_text.data() + done, data, part);
+      done += part;
     }
-    if (c.depth() != 2 || metadata_) return true;
-    field_ = name == "dtype" ? field::dtype : name == "shape" ? field::shape : name == "data_offsets" ? field::offsets : field::unknown;
-    offsets_ = 0;
-    if (field_ == field::unknown) {
-      constexpr std::size_t listed = 100;  // each is a remark for a person; all of them are counted by the caller's note
-      if (header_.ignored_fields.size() < listed) header_.ignored_fields.push_back(c.pointer());
-    } else {
-      seen_ |= 1U << static_cast<unsigned>(field_);
+    at_ = end;
+    return out_text;
+  }
+
+  /// A name: UTF-8, not longer than the limit.
+  result<std::string> name(std::string_view what) {
+    const std::uint64_t start = at_;
+    TENSORSMITH_TRY(const std::uint64_t length, number<std::uint64_t>(what));
+    if (length > bounds_.name_bytes && length <= left())
+      return fail(errc::limit, start, std::string(what) + " is too long", "at most " + text(bounds_.name_bytes) + " bytes", text(length),
+                  "raise limits::name_bytes (--max-name) if you trust it");
+    TENSORSMITH_TRY(std::string out_text, characters(length, length, what));
+    std::size_t bad = 0;
+    if (!is_utf8(out_text, bad)) return fail(errc::malformed, start + 8 + bad, std::string(what) + " is no UTF-8 text", {}, quoted(out_text));
+    return out_text;
+  }
+
+  result<void> read_start() {
+    char magic[4] = {};
+    if (file_.size() < 24)
+      return fail(errc::malformed, 0, "the file is too short for a GGUF header", "24 bytes", text(file_.size()));
+    TENSORSMITH_CHECK(file_.read_at(0, std::as_writable_bytes(std::span(magic))));
+    if (std::string_view(magic, 4) != "GGUF")
+      return fail(errc::malformed, 0, "the file does not start as a GGUF file", "GGUF", quoted(std::string_view(magic, 4)));
+    at_ = 4;
+    TENSORSMITH_TRY(out.version, number<std::uint32_t>("the version"));
+    if (out.version != 0 && (out.version & 0xFFFF) == 0)
+      return fail(errc::unsupported, 4, "the file is a big-endian GGUF file", "a little-endian one", {},
+                  "convert it with gguf-py on a little-endian machine");
+    if (out.version != 2 && out.version != 3)
+      return fail(errc::unsupported, 4, "the file has an unsupported version of GGUF", "2 or 3", text(out.version));
+    TENSORSMITH_TRY(tensor_count_, number<std::uint64_t>("the number of tensors"));
+    TENSORSMITH_TRY(pair_count_, number<std::uint64_t>("the number of key-value pairs"));
+    // The shortest descriptions: a tensor has a length, a rank, a type and an offset, a pair a length, a type and one byte.
+    if (pair_count_ > left() / 13)
+      return fail(errc::malformed, 16, "the file has no room for its key-value pairs", "at most " + text(left() / 13), text(pair_count_));
+    if (tensor_count_ > left() / 24)
+      return fail(errc::malformed, 8, "the file has no room for its tensors", "at most " + text(left() / 24), text(tensor_count_));
+    if (pair_count_ > bounds_.tensors)
+      return fail(errc::limit, 16, "the file has too many key-value pairs", "at most " + text(bounds_.tensors), text(pair_count_),
+                  "raise limits::tensors (--max-tensors) if you trust it");
+    if (tensor_count_ > bounds_.tensors)
+      return fail(errc::limit, 8, "the file has too many tensors", "at most " + text(bounds_.tensors), text(tensor_count_),
+                  "raise limits::tensors (--max-tensors) if you trust it");
+    return {};
+  }
+
+  result<void> read_pairs() {
+    std::vector<std::uint64_t> places;
+    for (std::uint64_t i = 0; i < pair_count_; ++i) {
+      places.push_back(at_);
+      TENSORSMITH_TRY(std::string key, name("a key"));
+      const std::uint64_t start = at_;
+      TENSORSMITH_TRY(const auto type, number<std::uint32_t>("the type of a value"));
+      if (key == "general.alignment") {
+        TENSORSMITH_CHECK(read_alignment(type, start));
+        out.metadata.emplace_back(std::move(key), text(out.alignment));
+        continue;
+      }
+      std::string shown;
+      if (type == array) TENSORSMITH_CHECK(read_array(key, shown));
+      else TENSORSMITH_CHECK(read_value(type, start, key, shown));
+      out.metadata.emplace_back(std::move(key), std::move(shown));
     }
-    return true;
-  }
-
-  bool end_array(json_cursor& c) {
-    if (c.depth() == 2 && !metadata_ && field_ == field::offsets && offsets_ != 2)
-      return c.fail(errc::malformed, "data_offsets has too few values", "begin and end", std::to_string(offsets_));
-    return true;
-  }
-
-  bool end_object(json_cursor& c) { return c.depth() != 1 || metadata_ || finish_entry(c); }
-
-  /// Orders the entries by offset and proves that the keys are unique. @fails malformed
-  result<void> finish(const std::string& file) {
-    std::vector<safetensors_entry>& entries = header_.entries;
-    std::vector<std::uint32_t> order(entries.size());
-    for (std::size_t i = 0; i < order.size(); ++i) order[i] = static_cast<std::uint32_t>(i);
-    std::sort(order.begin(), order.end(), [&](std::uint32_t a, std::uint32_t b) {
-      const int compared = entries[a].name.compare(entries[b].name);
-      return compared != 0 ? compared < 0 : a < b;
-    });
+    const auto order = order_by_name(out.metadata.size(), [&](std::size_t i) { return std::string_view(out.metadata[i].first); });
     for (std::size_t i = 1; i < order.size(); ++i)
-      if (entries[order[i]].name == entries[order[i - 1]].name)
-        return failure{.code = errc::malformed, .what = "the tensor " + quoted(entries[order[i]].name) + " appears twice in the header",
-                       .file = file, .place = "byte offset " + std::to_string(starts_[order[i]]), .expected = "unique names",
-                       .found = "entries at byte offsets " + std::to_string(starts_[order[i - 1]]) + " and " +
-                                std::to_string(starts_[order[i]])};
-    std::stable_sort(entries.begin(), entries.end(), [](const safetensors_entry& a, const safetensors_entry& b) {
-      return a.begin != b.begin ? a.begin < b.begin : a.end < b.end;
-    });
+      if (out.metadata[order[i]].first == out.metadata[order[i - 1]].first)
+        return fail(errc::malformed, places[std::max(order[i], order[i - 1])], "the key " + quoted(out.metadata[order[i]].first) + " appears twice",
+                    "unique keys", "also at byte offset " + text(places[std::min(order[i], order[i - 1])]));
     return {};
   }
 
- private:
-  enum class field : std::uint8_t { dtype, shape, offsets, unknown };
-
-  /// True for values of fields that the format does not know; `opened` is 1 if the value opened a container already.
-  bool inside_unknown(const json_cursor& c, std::size_t opened = 0) const noexcept {
-    return !metadata_ && c.depth() - opened >= 2 && field_ == field::unknown;
-  }
-
-  /// Refuses a value of the wrong kind; values of unknown fields pass.
-  bool scalar(const std::string& found, json_cursor& c, std::size_t opened = 0) {
-    if (inside_unknown(c, opened)) return true;
-    const std::size_t depth = c.depth() - opened;
-    if (depth == 0) return c.fail(errc::malformed, "the header is no JSON object", "an object", found);
-    if (metadata_)
-      return c.fail(errc::malformed, depth == 1 ? "'__metadata__' is no object" : "a '__metadata__' value is no string",
-                    depth == 1 ? "an object of strings" : "a string", found);
-    if (depth == 1) return c.fail(errc::malformed, "the tensor " + quoted(c.key(0)) + " is described by no object", "an object", found);
-    constexpr std::string_view wanted[] = {"a string", "an array of non-negative integers", "two non-negative integers", ""};
-    constexpr std::string_view names[] = {"dtype", "shape", "data_offsets", ""};
-    const auto k = static_cast<std::size_t>(field_);
-    return c.fail(errc::malformed, std::string(names[k]) + " of the tensor " + quoted(c.key(0)) + " has a value of the wrong kind",
-                  std::string(wanted[k]), found);
-  }
-
-  /// Checks an entry by itself: fields present, no overflow, bytes = elements × size. Products are checked at every step, also
-  /// where a later dimension is 0, as the reference implementation does.
-  bool finish_entry(json_cursor& c) {
-    const safetensors_entry& e = header_.entries.back();
-    const std::string who = "the tensor " + quoted(e.name);
-    constexpr std::string_view names[] = {"dtype", "shape", "data_offsets"};
-    for (unsigned k = 0; k < 3; ++k)
-      if (!(seen_ & (1U << k))) return c.fail(errc::malformed, who + " has no " + std::string(names[k]));
-    if (e.end < e.begin)
-      return c.fail(errc::malformed, who + " ends before it begins", "begin ≤ end",
-                    "data_offsets [" + std::to_string(e.begin) + ", " + std::to_string(e.end) + "]");
-    std::uint64_t elements = 1, bits = 0;
-    bool overflow = false, too_large = false;
-    for (const std::size_t extent : e.shape) {
-      overflow = overflow || __builtin_mul_overflow(elements, static_cast<std::uint64_t>(extent), &elements);
-      too_large = too_large || extent >= bounds_.elements;
-    }
-    overflow = overflow || __builtin_mul_overflow(elements, static_cast<std::uint64_t>(bits_of(e.type)), &bits);
-    if (overflow) return c.fail(errc::malformed, "the size of " + who + " overflows 64 bits", {}, "shape " + to_string(e.shape));
-    if (too_large || elements >= bounds_.elements)
-      return c.fail(errc::limit, who + " is too large", "fewer than " + std::to_string(bounds_.elements) + " elements",
-                    "shape " + to_string(e.shape), "raise limits::elements (--max-elements) if you trust it");
-    if (bits % 8 != 0)
-      return c.fail(errc::malformed, who + " does not fill whole bytes", "a multiple of 8 bits", std::to_string(bits) + " bits");
-    if (e.end - e.begin != bits / 8)
-      return c.fail(errc::malformed, who + " has the wrong number of bytes",
-                    std::to_string(bits / 8) + " bytes for " + std::string(safetensors_name(e.type)) + " " + to_string(e.shape),
-                    std::to_string(e.end - e.begin));
-    return true;
-  }
-
-  safetensors_header& header_;
-  const limits& bounds_;
-  std::vector<std::uint64_t> starts_;  // offset in the file of each entry, in the order of the text
-  field field_ = field::unknown;
-  unsigned seen_ = 0, offsets_ = 0;
-  bool metadata_ = false, had_metadata_ = false;
-};
-
-/// Proves that sorted entries cover the data exactly. @fails malformed
-inline result<void> check_safetensors_coverage(const safetensors_header& header, std::uint64_t file_size, const std::string& file) {
-  const auto refuse = [&](std::string what, std::uint64_t offset, std::string expected = {}, std::string found = {}, std::string advice = {}) {
-    return failure{.code = errc::malformed, .what = std::move(what), .file = file,
-                   .place = "byte offset " + std::to_string(header.data_offset + offset), .expected = std::move(expected),
-                   .found = std::move(found), .advice = std::move(advice)};
-  };
-  const auto text = [](std::uint64_t n) { return std::to_string(n); };
-  std::uint64_t reached = 0;
-  const safetensors_entry* before = nullptr;
-  for (const safetensors_entry& e : header.entries) {
-    if (e.begin < reached)
-      return refuse("the tensors " + quoted(before->name) + " and " + quoted(e.name) + " overlap", e.begin,
-                    "it to begin at " + text(reached), text(e.begin));
-    if (e.begin > reached)
-      return refuse("a hole of " + text(e.begin - reached) + " bytes " +
-                        (before ? "between the tensors " + quoted(before->name) + " and " : std::string("before the tensor ")) + quoted(e.name),
-                    reached, "it to begin at " + text(reached), text(e.begin));
-    reached = e.end;
-    if (!before || e.end > before->begin) before = &e;
-  }
-  const std::uint64_t present = file_size - header.data_offset;
-  if (reached > present)
-    return refuse("the file is cut off", present, text(header.data_offset + reached) + " bytes",
-                  text(file_size) + ", " + text(reached - present) + " missing", "download or copy it again");
-  if (reached < present)
-    return refuse(text(present - reached) + " bytes behind the last tensor belong to no tensor", reached,
-                  text(header.data_offset + reached) + " bytes", text(file_size));
-  return {};
-}
-
-/// What a file that is no safetensors file looks like, from its first bytes; empty if unknown.
-inline std::string_view recognize_other_format(std::span<const char> start) noexcept {
-  const std::string_view s(start.data(), start.size());
-  if (s.starts_with("PK\x03\x04")) return "a zip archive, as PyTorch writes it";
-  if (s.size() >= 2 && s[0] == '\x80' && s[1] >= '\x02' && s[1] <= '\x05') return "a pickle, as old PyTorch writes it";
-  if (s.starts_with("GGUF")) return "a GGUF file";
-  if (s.starts_with("\x93NUMPY")) return "a NumPy array";
-  if (s.starts_with("<!") || s.starts_with("<html")) return "a web page";
-  if (s.starts_with("version https://git-lfs")) return "a Git LFS pointer, not the file it stands for";
-  return {};
-}
-
-/// The checked length of the header. @fails malformed, limit, unsupported (another format), io
-inline result<std::uint64_t> read_safetensors_length(const byte_source& file, const limits& bounds) {
-  const std::uint64_t size = file.size();
-  if (size < 8)
-    return failure{.code = errc::malformed, .what = "the file is too short for a safetensors header", .file = file.name(),
-                   .place = "byte offset 0", .expected = "8 length bytes", .found = std::to_string(size)};
-  char start[24] = {};
-  const std::size_t got = size < sizeof start ? static_cast<std::size_t>(size) : sizeof start;
-  TENSORSMITH_CHECK(file.read_at(0, std::as_writable_bytes(std::span(start).first(got))));
-  std::uint64_t length = 0;
-  for (int i = 7; i >= 0; --i) length = (length << 8) | static_cast<unsigned char>(start[i]);
-  const bool json = got > 8 && (start[8] == '{' || start[8] == ' ' || start[8] == '\t' || start[8] == '\r' || start[8] == '\n');
-  if (const auto other = recognize_other_format(std::span<const char>(start, got)); !json && !other.empty())
-    return failure{.code = errc::unsupported, .what = "the file is no safetensors file", .file = file.name(),
-                   .place = "byte offset 0", .found = std::string(other)};
-  if (length > bounds.safetensors_header_bytes)
-    return failure{.code = errc::limit, .what = "the header is too long", .file = file.name(), .place = "byte offset 0",
-                   .expected = "at most " + std::to_string(bounds.safetensors_header_bytes) + " bytes", .found = std::to_string(length),
-                   .advice = "raise limits::safetensors_header_bytes (--max-header) if you trust it"};
-  if (length > size - 8)
-    return failure{.code = errc::malformed, .what = "the header ends past the end of the file", .file = file.name(),
-                   .place = "byte offset 0", .expected = "at most " + std::to_string(size - 8) + " bytes of header",
-                   .found = std::to_string(length), .advice = "download or copy it again"};
-  if (length == 0)
-    return failure{.code = errc::malformed, .what = "the header is empty", .file = file.name(), .place = "byte offset 8",
-                   .expected = "a JSON object"};
-  return length;
-}
-
-}  // namespace detail
-
-/// True if the file starts like a safetensors file: a header length that fits into it, then white space or '{'. Names decide
-/// nothing: files are told apart by content.
-inline bool looks_like_safetensors(const byte_source& file) {
-  unsigned char start[9];
-  if (file.size() < 10 || !file.read_at(0, std::as_writable_bytes(std::span(start)))) return false;
-  std::uint64_t length = 0;
-  for (int i = 7; i >= 0; --i) length = (length << 8) | start[i];
-  const unsigned char first = start[8];
-  return length >= 2 && length <= file.size() - 8 && (first == '{' || first == ' ' || first == '\t' || first == '\r' || first == '\n');
-}
-
-/// Reads and proves the header. No tensor is read; memory stays within a few times the header's bytes.
-/// @fails malformed, limit, unsupported (dtype; another format), io
-inline result<safetensors_header> read_safetensors_header(const byte_source& file, const limits& bounds = {}) {
-  TENSORSMITH_TRY(const std::uint64_t length, detail::read_safetensors_length(file, bounds));
-  safetensors_header header;
-  header.data_offset = 8 + length;
-  detail::safetensors_header_handler handler(header, bounds);
-  {
-    std::string text(static_cast<std::size_t>(length), '\0');
-    TENSORSMITH_CHECK(file.read_at(8, std::as_writable_bytes(std::span(text))));
-    // The names of the tensors are checked for duplicates by the handler, which has them anyway.
-    TENSORSMITH_CHECK(walk_json(text, file.name(), handler, {.depth = bounds.json_depth, .base_offset = 8, .unique_keys_from = 1}));
-  }
-  TENSORSMITH_CHECK(handler.finish(file.name()));
-  TENSORSMITH_CHECK(detail::check_safetensors_coverage(header, file.size(), file.name()));
-  return header;
-}
-
-/// The tensors of a proven header as a catalog: recipes that read the file when they are asked to.
-inline result<catalog> safetensors_catalog(std::shared_ptr<const byte_source> file, safetensors_header header) {
-  std::vector<catalog_entry> planned;
-  planned.reserve(header.entries.size());
-  for (safetensors_entry& e : header.entries) {
-    std::string origin = file->name() + ": " + quoted(e.name);
-    recipe_ptr source = stored_tensor(file, header.data_offset + e.begin, e.type, std::move(e.shape), origin);
-    planned.push_back({std::move(e.name), tensor_ref{std::move(source), 0}, std::move(origin)});
-  }
-  catalog out;
-  TENSORSMITH_CHECK(out.add_all(std::move(planned)));
-  return out;
-}
-
-/// Opens the tensors of a file. An empty header gives an empty catalog. @fails as read_safetensors_header
-inline result<catalog> read_safetensors(std::shared_ptr<const byte_source> file, const limits& bounds = {}) {
-  TENSORSMITH_TRY(safetensors_header header, read_safetensors_header(*file, bounds));
-  return safetensors_catalog(std::move(file), std::move(header));
-}
-
-/// As above, with a warning in the job's notes for fields of the header that the format does not know.
-inline result<catalog> read_safetensors(std::shared_ptr<const byte_source> file, job& run) {
-  TENSORSMITH_TRY(safetensors_header header, read_safetensors_header(*file, run.limits));
-  if (!header.ignored_fields.empty()) {
-    std::string text = "fields of the header that safetensors does not define were ignored:";
-    for (const std::string& field : header.ignored_fields) text += " " + field;
-    run.warn(file->name(), std::move(text));
-  }
-  return safetensors_catalog(std::move(file), std::move(header));
-}
-
-TENSORSMITH_END_NAMESPACE
-#endif  // TENSORSMITH_HAS_FORMAT_SAFETENSORS_READ_HPP
-
-#ifndef TENSORSMITH_HAS_FORMAT_SAFETENSORS_SHARDED_HPP
-#define TENSORSMITH_HAS_FORMAT_SAFETENSORS_SHARDED_HPP
-// tensorsmith/format/safetensors/sharded.hpp: models cut into several files by an index: weight_map, tensor name → file name.
-//
-// Include this to read `*.safetensors.index.json`. read_shard_index and join_shards serve `*.bin.index.json` as well, which has
-// the same form.
-
-TENSORSMITH_BEGIN_NAMESPACE
-
-/// The contents of an index: which tensor lies in which file of the same folder.
-struct shard_index {
-  std::string path;                 ///< the index file, as the user gave it
-  std::vector<std::string> shards;  ///< file names in the index's folder, sorted
-  std::vector<std::pair<std::string, std::uint32_t>> tensors;  ///< name and position in `shards`, sorted by name
-  std::optional<std::uint64_t> total_size;                     ///< metadata.total_size: bytes of all tensors
-
-  /// The path of shard `k`.
-  std::string shard_path(std::size_t k) const {
-    return path.find('/') == std::string::npos ? shards[k] : join_path(parent_path(path), shards[k]);
-  }
-};
-
-namespace detail {
-
-/// Collects weight_map and metadata.total_size.
-class shard_index_handler {
- public:
-  shard_index_handler(shard_index& index, const limits& bounds) : index_(index), bounds_(bounds) {}
-
-  bool null(json_cursor& c) { return other("null", c); }
-  bool boolean(bool, json_cursor& c) { return other("a boolean", c); }
-  bool integer(std::int64_t, json_cursor& c) { return other("a negative integer", c); }
-  bool number(double value, json_cursor& c) {
-    // Some writers divide and store 1.2e10 as a floating number.
-    if (at_total_size(c) && value >= 0 && value < 9e18) return index_.total_size = static_cast<std::uint64_t>(value), true;
-    return other("a number", c);
-  }
-  bool natural(std::uint64_t value, json_cursor& c) {
-    if (at_total_size(c)) return index_.total_size = value, true;
-    return other("an integer", c);
-  }
-  bool string(std::string& value, json_cursor& c) {
-    if (!in_map(c)) return other("a string", c);
-    if (const auto fine = check_relative_path(value, index_.path, c.place(), false); !fine)
-      return c.fail(errc::path, fine.error().what, fine.error().expected);
-    if (index_.tensors.size() >= bounds_.tensors)
-      return c.fail(errc::limit, "the index has too many tensors", "at most " + std::to_string(bounds_.tensors), {},
-                    "raise limits::tensors (--max-tensors) if you trust it");
-    shard_of_.push_back({std::string(c.key(1)), shard_number(value)});
-    constexpr std::size_t most_shards = 10'000;  // published models have below 200
-    if (names_.size() > most_shards)
-      return c.fail(errc::limit, "the index names too many files", "at most " + std::to_string(most_shards));
-    return true;
-  }
-  bool key(std::string& name, json_cursor& c) {
-    if (c.depth() == 1) map_ = name == "weight_map", metadata_ = name == "metadata";
-    found_ = found_ || (c.depth() == 1 && map_);
-    return true;
-  }
-  bool start_object(json_cursor& c) { return (c.depth() == 2 && map_) || c.depth() == 1 || other("an object", c, 1); }
-  bool start_array(json_cursor& c) { return other("an array", c, 1); }
-  bool end_object(json_cursor&) { return true; }
-  bool end_array(json_cursor&) { return true; }
-
-  /// Sorts the shards and the tensors. @fails malformed
-  result<void> finish() {
-    if (!found_ || shard_of_.empty())
-      return failure{.code = errc::malformed, .what = found_ ? "the index lists no tensor" : "the index has no weight_map",
-                     .file = index_.path, .expected = "\"weight_map\": {tensor name: file name}"};
-    std::vector<std::uint32_t> position(names_.size());
-    for (const auto& [name, number] : names_) {
-      position[number] = static_cast<std::uint32_t>(index_.shards.size());
-      index_.shards.push_back(name);
-    }
-    index_.tensors = std::move(shard_of_);
-    for (auto& [name, shard] : index_.tensors) shard = position[shard];
-    std::sort(index_.tensors.begin(), index_.tensors.end());
+  result<void> read_alignment(std::uint32_t type, std::uint64_t start) {
+    if (type != u32) return fail(errc::malformed, start, "'general.alignment' has a value of the wrong type", "type 4 (u32)", "type " + text(type));
+    TENSORSMITH_TRY(const auto value, number<std::uint32_t>("'general.alignment'"));
+    if (!std::has_single_bit(value))
+      return fail(errc::malformed, start + 4, "'general.alignment' is no power of two", "a power of two", text(value));
+    out.alignment = value;
     return {};
   }
 
- private:
-  bool in_map(const json_cursor& c) const noexcept { return map_ && c.depth() == 2; }
-  bool at_total_size(const json_cursor& c) const noexcept { return metadata_ && c.depth() == 2 && c.key(1) == "total_size"; }
-
-  bool other(std::string_view found, json_cursor& c, std::size_t opened = 0) {
-    const std::size_t depth = c.depth() - opened;
-    if (depth == 0) return c.fail(errc::malformed, "the index is no JSON object", "an object", std::string(found));
-    if (map_)
-      return c.fail(errc::malformed, depth == 1 ? "weight_map is no object" : "a value of weight_map is no file name",
-                    depth == 1 ? "an object" : "a string", std::string(found));
-    return true;  // other fields are free
-  }
-
-  /// The number of a shard, in the order of first mention. Sorted, so that no choice of names makes this slow.
-  std::uint32_t shard_number(const std::string& name) {
-    if (last_ < names_.size() && names_[last_].first == name) return names_[last_].second;
-    const auto at = std::lower_bound(names_.begin(), names_.end(), name, [](const auto& a, const std::string& b) { return a.first < b; });
-    last_ = static_cast<std::size_t>(at - names_.begin());
-    if (at == names_.end() || at->first != name) names_.insert(at, {name, static_cast<std::uint32_t>(names_.size())});
-    return names_[last_].second;
-  }
-
-  shard_index& index_;
-  const limits& bounds_;
-  std::vector<std::pair<std::string, std::uint32_t>> shard_of_;
-  std::vector<std::pair<std::string, std::uint32_t>> names_;  // sorted; second: order of first mention
-  std::size_t last_ = 0;
-  bool map_ = false, metadata_ = false, found_ = false;
-};
-
-/// "3 of them: 'a', 'b', 'c'" with at most ten names.
-inline std::string listed(const std::vector<std::string>& names) {
-  std::string out = std::to_string(names.size()) + ": ";
-  for (std::size_t i = 0; i < names.size() && i < 10; ++i) out += (i ? ", " : "") + quoted(names[i]);
-  return names.size() > 10 ? out + ", …" : out;
-}
-
-/// Refuses an index whose files are not all there, naming those that are missing.
-inline result<void> check_shards_exist(const shard_index& index) {
-  std::vector<std::string> missing;
-  for (std::size_t k = 0; k < index.shards.size(); ++k)
-    if (!os::is_regular_file(index.shard_path(k))) missing.push_back(index.shards[k]);
-  if (missing.empty()) return {};
-  return failure{.code = errc::mismatch, .what = "files that the index names are missing", .file = index.path, .place = "/weight_map",
-                 .expected = std::to_string(index.shards.size()) + " files", .found = "missing " + listed(missing),
-                 .advice = "download the missing files into the same folder"};
-}
-
-}  // namespace detail
-
-/// Reads an index. Nothing else is opened. @fails malformed, limit, path (a file name that leaves the folder), io
-inline result<shard_index> read_shard_index(const std::string& path, const limits& bounds = {}) {
-  shard_index out;
-  out.path = path;
-  TENSORSMITH_TRY(const std::string text, read_text_file(path, bounds.index_bytes));
-  detail::shard_index_handler handler(out, bounds);
-  TENSORSMITH_CHECK(walk_json(text, path, handler, {.depth = bounds.json_depth}));
-  TENSORSMITH_CHECK(handler.finish());
-  return out;
-}
-
-/// Opens every shard with `open(std::shared_ptr<const byte_source>) -> result<catalog>` and joins them: shard by shard, each in its own
-/// order. Every tensor of the index must lie in the shard it names, and every tensor of a shard in the index.
-/// @fails mismatch, path, and what `open` fails with
-template <class OpenShard>
-result<catalog> join_shards(const shard_index& index, OpenShard&& open, job& run) {
-  TENSORSMITH_CHECK(detail::check_shards_exist(index));
-  const std::string folder(index.path.find('/') == std::string::npos ? std::string_view(".") : parent_path(index.path));
-  std::vector<catalog_entry> planned;
-  std::vector<std::string> absent, unlisted;
-  std::vector<bool> found(index.tensors.size(), false);
-  std::uint64_t bytes = 0;
-  for (std::size_t k = 0; k < index.shards.size(); ++k) {
-    TENSORSMITH_TRY(auto file, open_file_below(folder, index.shards[k], index.path));
-    TENSORSMITH_TRY(const catalog part, open(std::move(file)));
-    bytes += part.bytes();
-    for (const catalog_entry& e : part.entries()) {
-      const auto at = std::lower_bound(index.tensors.begin(), index.tensors.end(), e.name,
-                                       [](const auto& listed, const std::string& name) { return listed.first < name; });
-      if (at == index.tensors.end() || at->first != e.name || at->second != k) {
-        unlisted.push_back(index.shards[k] + ": " + e.name);
-        continue;
-      }
-      found[static_cast<std::size_t>(at - index.tensors.begin())] = true;
-      planned.push_back(e);
-    }
-  }
-  for (std::size_t i = 0; i < found.size(); ++i)
-    if (!found[i]) absent.push_back(index.shards[index.tensors[i].second] + ": " + index.tensors[i].first);
-  const auto refuse = [&](std::string what, const std::vector<std::string>& names) {
-    return failure{.code = errc::mismatch, .what = std::move(what), .file = index.path, .place = "/weight_map",
-                   .found = detail::listed(names), .advice = "the index and its files are of different models; download them together"};
-  };
-  if (!absent.empty()) return refuse("tensors of the index are not in the files it names", absent);
-  if (!unlisted.empty()) return refuse("tensors of the files are not listed for them in the index", unlisted);
-  if (index.total_size && *index.total_size != bytes)
-    run.info(index.path, "metadata.total_size says " + std::to_string(*index.total_size) + " bytes, the tensors have " + std::to_string(bytes));
-  catalog out;
-  TENSORSMITH_CHECK(out.add_all(std::move(planned)));
-  return out;
-}
-
-/// Opens a sharded safetensors model by its index file.
-inline result<catalog> read_sharded_safetensors(const std::string& index_path, job& run) {
-  TENSORSMITH_TRY(const shard_index index, read_shard_index(index_path, run.limits));
-  return join_shards(index, [&](std::shared_ptr<const byte_source> file) { return read_safetensors(std::move(file), run); }, run);
-}
-
-TENSORSMITH_END_NAMESPACE
-#endif  // TENSORSMITH_HAS_FORMAT_SAFETENSORS_SHARDED_HPP
-
-#ifndef TENSORSMITH_HAS_FORMAT_TORCH_SYMBOLS_HPP
-#define TENSORSMITH_HAS_FORMAT_TORCH_SYMBOLS_HPP
-// tensorsmith/format/torch/symbols.hpp: which Python globals a pickle may name, what they mean here, and which are refused.
-//
-// Nothing of Python is ever called: a known global has a meaning in tensors.hpp, any other one stays an inert name. The block
-// list (after mmaitre314/picklescan) holds globals that a weight file has no business naming.
-
-TENSORSMITH_BEGIN_NAMESPACE
-
-/// What a global of a pickle means to the reader.
-enum class torch_symbol : std::uint16_t {
-  unknown,  ///< an inert name; objects made from it are opaque
-  ordered_dict,
-  default_dict,
-  counter,
-  plain_dict,
-  plain_list,
-  plain_tuple,
-  set,
-  bytes,
-  bytearray,
-  complex,
-  encode,  ///< _codecs encode: bytes in protocol 2
-  size,
-  device,
-  tensor_v1,
-  tensor_v2,
-  tensor_v3,
-  parameter,
-  parameter_with_state,
-  from_device,
-  from_type,
-  parameter_class,
-  tensor_class,
-  storage_class,
-  element_type,
-  constant,  ///< layouts, memory formats, quantization schemes
-  numpy_dtype,
-  numpy_scalar,
-  numpy_array,
-  numpy_class,
-  unsupported_tensor,  ///< sparse, quantized, meta, nested tensors: known, and refused by name
-};
-
-namespace detail {
-
-struct symbol_row {
-  std::string_view module, name;
-  torch_symbol symbol;
-};
-inline constexpr symbol_row symbol_rows[] = {
-    {"collections", "OrderedDict", torch_symbol::ordered_dict},
-    {"collections", "defaultdict", torch_symbol::default_dict},
-    {"collections", "Counter", torch_symbol::counter},
-    {"builtins", "dict", torch_symbol::plain_dict},
-    {"builtins", "list", torch_symbol::plain_list},
-    {"builtins", "tuple", torch_symbol::plain_tuple},
-    {"builtins", "set", torch_symbol::set},
-    {"builtins", "frozenset", torch_symbol::set},
-    {"builtins", "bytes", torch_symbol::bytes},
-    {"builtins", "bytearray", torch_symbol::bytearray},
-    {"builtins", "complex", torch_symbol::complex},
-    {"_codecs", "encode", torch_symbol::encode},
-    {"torch", "Size", torch_symbol::size},
-    {"torch", "device", torch_symbol::device},
-    {"torch._utils", "_rebuild_tensor", torch_symbol::tensor_v1},
-    {"torch._utils", "_rebuild_tensor_v2", torch_symbol::tensor_v2},
-    {"torch._utils", "_rebuild_tensor_v3", torch_symbol::tensor_v3},
-    {"torch._utils", "_rebuild_parameter", torch_symbol::parameter},
-    {"torch._utils", "_rebuild_parameter_with_state", torch_symbol::parameter_with_state},
-    {"torch._utils", "_rebuild_device_tensor_from_cpu_tensor", torch_symbol::from_device},
-    {"torch._tensor", "_rebuild_from_type_v2", torch_symbol::from_type},
-    {"torch._utils", "_rebuild_qtensor", torch_symbol::unsupported_tensor},
-    {"torch._utils", "_rebuild_sparse_tensor", torch_symbol::unsupported_tensor},
-    {"torch._utils", "_rebuild_sparse_csr_tensor", torch_symbol::unsupported_tensor},
-    {"torch._utils", "_rebuild_meta_tensor_no_storage", torch_symbol::unsupported_tensor},
-    {"torch._utils", "_rebuild_device_tensor_from_numpy", torch_symbol::unsupported_tensor},
-    {"torch._utils", "_rebuild_xla_tensor", torch_symbol::unsupported_tensor},
-    {"torch._utils", "_rebuild_nested_tensor", torch_symbol::unsupported_tensor},
-    {"torch._utils", "_rebuild_wrapper_subclass", torch_symbol::unsupported_tensor},
-    {"torch.nn.parameter", "Parameter", torch_symbol::parameter_class},
-    {"torch.nn.parameter", "Buffer", torch_symbol::parameter_class},
-    {"torch.storage", "UntypedStorage", torch_symbol::storage_class},
-    {"torch.serialization", "_get_layout", torch_symbol::constant},
-    {"numpy", "dtype", torch_symbol::numpy_dtype},
-    {"numpy", "ndarray", torch_symbol::numpy_class},
-    {"numpy.core.multiarray", "scalar", torch_symbol::numpy_scalar},
-    {"numpy._core.multiarray", "scalar", torch_symbol::numpy_scalar},
-    {"numpy.core.multiarray", "_reconstruct", torch_symbol::numpy_array},
-    {"numpy._core.multiarray", "_reconstruct", torch_symbol::numpy_array}};
-
-struct storage_row {
-  std::string_view name;
-  std::optional<dtype> type;
-};
-inline constexpr storage_row storage_rows[] = {{"DoubleStorage", dtype::f64},
-                                               {"FloatStorage", dtype::f32},
-                                               {"HalfStorage", dtype::f16},
-                                               {"BFloat16Storage", dtype::bf16},
-                                               {"LongStorage", dtype::i64},
-                                               {"IntStorage", dtype::i32},
-                                               {"ShortStorage", dtype::i16},
-                                               {"CharStorage", dtype::i8},
-                                               {"ByteStorage", dtype::u8},
-                                               {"BoolStorage", dtype::boolean},
-                                               {"ComplexDoubleStorage", dtype::c128},
-                                               {"ComplexFloatStorage", dtype::c64},
-                                               {"UntypedStorage", dtype::u8},
-                                               {"QInt8Storage", std::nullopt},
-                                               {"QUInt8Storage", std::nullopt},
-                                               {"QInt32Storage", std::nullopt},
-                                               {"QUInt4x2Storage", std::nullopt},
-                                               {"QUInt2x4Storage", std::nullopt}};
-
-inline constexpr storage_row element_rows[] = {{"float32", dtype::f32},
-                                               {"float", dtype::f32},
-                                               {"float64", dtype::f64},
-                                               {"double", dtype::f64},
-                                               {"float16", dtype::f16},
-                                               {"half", dtype::f16},
-                                               {"bfloat16", dtype::bf16},
-                                               {"int8", dtype::i8},
-                                               {"uint8", dtype::u8},
-                                               {"int16", dtype::i16},
-                                               {"short", dtype::i16},
-                                               {"int32", dtype::i32},
-                                               {"int", dtype::i32},
-                                               {"int64", dtype::i64},
-                                               {"long", dtype::i64},
-                                               {"bool", dtype::boolean},
-                                               {"complex64", dtype::c64},
-                                               {"complex128", dtype::c128},
-                                               {"uint16", dtype::u16},
-                                               {"uint32", dtype::u32},
-                                               {"uint64", dtype::u64},
-                                               {"float8_e5m2", dtype::f8_e5m2},
-                                               {"float8_e4m3fn", dtype::f8_e4m3},
-                                               {"float8_e5m2fnuz", dtype::f8_e5m2fnuz},
-                                               {"float8_e4m3fnuz", dtype::f8_e4m3fnuz},
-                                               {"float8_e8m0fnu", dtype::f8_e8m0},
-                                               {"complex32", std::nullopt},
-                                               {"float4_e2m1fn_x2", std::nullopt},
-                                               {"quint8", std::nullopt},
-                                               {"qint8", std::nullopt},
-                                               {"qint32", std::nullopt},
-                                               {"quint4x2", std::nullopt},
-                                               {"quint2x4", std::nullopt}};
-
-inline constexpr std::string_view constant_names[] = {"contiguous_format",
-                                                      "channels_last",
-                                                      "channels_last_3d",
-                                                      "preserve_format",
-                                                      "strided",
-                                                      "sparse_coo",
-                                                      "sparse_csr",
-                                                      "sparse_csc",
-                                                      "sparse_bsr",
-                                                      "sparse_bsc",
-                                                      "per_tensor_affine",
-                                                      "per_channel_affine",
-                                                      "per_channel_affine_float_qparams",
-                                                      "per_tensor_symmetric",
-                                                      "per_channel_symmetric"};
-
-inline constexpr std::string_view blocked_modules[] = {"os",
-                                                       "posix",
-                                                       "nt",
-                                                       "sys",
-                                                       "subprocess",
-                                                       "pty",
-                                                       "runpy",
-                                                       "shutil",
-                                                       "socket",
-                                                       "ctypes",
-                                                       "importlib",
-                                                       "multiprocessing",
-                                                       "signal",
-                                                       "webbrowser",
-                                                       "asyncio",
-                                                       "pip",
-                                                       "code",
-                                                       "bdb",
-                                                       "pdb",
-                                                       "timeit",
-                                                       "profile",
-                                                       "cProfile",
-                                                       "doctest",
-                                                       "trace",
-                                                       "venv",
-                                                       "ensurepip",
-                                                       "http",
-                                                       "urllib",
-                                                       "requests",
-                                                       "aiohttp",
-                                                       "httplib",
-                                                       "pickle",
-                                                       "_pickle",
-                                                       "dill",
-                                                       "joblib",
-                                                       "cloudpickle",
-                                                       "commands",
-                                                       "torch.hub",
-                                                       "torch._dynamo",
-                                                       "torch._inductor",
-                                                       "numpy.testing",
-                                                       "numpy.f2py",
-                                                       "numpy.distutils",
-                                                       "logging.config",
-                                                       "tempfile",
-                                                       "lib2to3"};
-
-struct blocked_row {
-  std::string_view module, name;
-};
-inline constexpr blocked_row blocked_rows[] = {{"builtins", "eval"},
-                                               {"builtins", "exec"},
-                                               {"builtins", "compile"},
-                                               {"builtins", "execfile"},
-                                               {"builtins", "open"},
-                                               {"builtins", "getattr"},
-                                               {"builtins", "setattr"},
-                                               {"builtins", "delattr"},
-                                               {"builtins", "globals"},
-                                               {"builtins", "locals"},
-                                               {"builtins", "vars"},
-                                               {"builtins", "__import__"},
-                                               {"builtins", "breakpoint"},
-                                               {"builtins", "input"},
-                                               {"builtins", "apply"},
-                                               {"builtins", "map"},
-                                               {"builtins", "filter"},
-                                               {"builtins", "type"},
-                                               {"operator", "attrgetter"},
-                                               {"operator", "itemgetter"},
-                                               {"operator", "methodcaller"},
-                                               {"_operator", "attrgetter"},
-                                               {"_operator", "itemgetter"},
-                                               {"_operator", "methodcaller"},
-                                               {"functools", "partial"},
-                                               {"types", "CodeType"},
-                                               {"types", "FunctionType"},
-                                               {"torch.jit", "load"},
-                                               {"torch", "load"},
-                                               {"torch.serialization", "load"},
-                                               {"torch.storage", "_load_from_bytes"},
-                                               {"uuid", "_get_command_stdout"}};
-
-/// Python 2's names of modules, as Python 3 maps them.
-inline std::string_view python3_module(std::string_view module) noexcept {
-  if (module == "__builtin__") return "builtins";
-  if (module == "copy_reg") return "copyreg";
-  if (module == "cPickle") return "pickle";
-  return module;
-}
-
-inline bool in_module(std::string_view module, std::string_view root) noexcept {
-  return module.substr(0, root.size()) == root && (module.size() == root.size() || module[root.size()] == '.');
-}
-
-template <class Rows>
-constexpr const auto* row_named(const Rows& rows, std::string_view name) noexcept {
-  for (const auto& row : rows)
-    if (row.name == name) return &row;
-  return static_cast<decltype(std::data(rows))>(nullptr);
-}
-
-}  // namespace detail
-
-/// True if a weight file must not name this global. Dotted names ("serialization.os.system") are looked through: Python
-/// resolves them by attribute, and most modules import others.
-inline bool is_blocked_global(std::string_view module, std::string_view name) noexcept {
-  module = detail::python3_module(module);
-  for (const std::string_view root : detail::blocked_modules)
-    if (detail::in_module(module, root)) return true;
-  for (const auto& row : detail::blocked_rows)
-    if (row.module == module && detail::in_module(name, row.name)) return true;
-  if (name.find('.') == name.npos) return false;
-  for (std::size_t at = 0; at <= name.size();) {
-    const std::size_t end = std::min(name.find('.', at), name.size());
-    const std::string_view part = name.substr(at, end - at);
-    for (const std::string_view root : detail::blocked_modules)
-      if (part == root) return true;
-    for (const auto& row : detail::blocked_rows)
-      if (part == row.name) return true;
-    if (part.substr(0, 2) == "__") return true;
-    at = end + 1;
-  }
-  return false;
-}
-
-/// What a global means; `unknown` for everything that is not listed.
-inline torch_symbol symbol_of(std::string_view module, std::string_view name) noexcept {
-  module = detail::python3_module(module);
-  if (module == "torch" || module == "torch.cuda") {
-    if (detail::row_named(detail::storage_rows, name) != nullptr) return torch_symbol::storage_class;
-    if (name.size() >= 6 && name.substr(name.size() - 6) == "Tensor") return torch_symbol::tensor_class;
-  }
-  if (module == "torch" && detail::row_named(detail::element_rows, name) != nullptr) return torch_symbol::element_type;
-  if (module == "torch" &&
-      std::find(std::begin(detail::constant_names), std::end(detail::constant_names), name) != std::end(detail::constant_names))
-    return torch_symbol::constant;
-  for (const auto& row : detail::symbol_rows)
-    if (row.name == name && row.module == module) return row.symbol;
-  return torch_symbol::unknown;
-}
-
-/// Element type of a storage class ("FloatStorage"); nothing if it is quantized.
-inline std::optional<dtype> storage_type(std::string_view name) noexcept {
-  const auto* row = detail::row_named(detail::storage_rows, name);
-  return row ? row->type : std::nullopt;
-}
-/// Element type of a dtype global ("float8_e4m3fn"); nothing if this library has none.
-inline std::optional<dtype> element_type(std::string_view name) noexcept {
-  const auto* row = detail::row_named(detail::element_rows, name);
-  return row ? row->type : std::nullopt;
-}
-
-TENSORSMITH_END_NAMESPACE
-#endif  // TENSORSMITH_HAS_FORMAT_TORCH_SYMBOLS_HPP
-
-#ifndef TENSORSMITH_HAS_FORMAT_TORCH_PICKLE_DOCUMENT_HPP
-#define TENSORSMITH_HAS_FORMAT_TORCH_PICKLE_DOCUMENT_HPP
-// tensorsmith/format/torch/pickle_document.hpp: what a pickle builds, as plain data: nodes that may be shared, no objects.
-//
-// Include this to walk the values of a pickle. pickle.hpp makes one; tensors.hpp finds the tensors in it.
-
-TENSORSMITH_BEGIN_NAMESPACE
-
-/// Kinds of pickled values.
-enum class pickle_kind : std::uint8_t {
-  none,
-  boolean,
-  integer,
-  big_integer,
-  real,
-  text,
-  bytes,
-  list,
-  tuple,
-  dict,
-  set,
-  global,   ///< a name of Python: module and name
-  object,   ///< what a callable would make of arguments: callable, arguments, state, items; never made
-  storage,  ///< a persistent id: its tuple
-};
-
-constexpr std::string_view name_of(pickle_kind kind) noexcept {
-  constexpr std::string_view names[] = {"None",     "a boolean", "an integer", "a large integer", "a float",
-                                        "a string", "bytes",     "a list",     "a tuple",         "a dict",
-                                        "a set",    "a global",  "an object",  "a storage"};
-  return names[static_cast<std::size_t>(kind)];
-}
-
-/// The values of one pickle. Nodes are numbered; a node may be part of several others, even of itself. 16 bytes a node, so
-/// that a pickle costs a small multiple of its bytes whatever it says.
-class pickle_document {
- public:
-  using id = std::uint32_t;
-  static constexpr id nothing = 0xFFFFFFFF;
-
-  id root() const noexcept { return root_; }
-  /// Offset behind STOP: where the next pickle of a stream starts.
-  std::size_t end() const noexcept { return end_; }
-  std::size_t size() const noexcept { return nodes_.size(); }
-  pickle_kind kind(id n) const noexcept { return nodes_[n].kind; }
-  /// Offset of the opcode that made the node.
-  std::size_t at(id n) const noexcept { return nodes_[n].at; }
-
-  bool boolean(id n) const noexcept { return nodes_[n].a != 0; }
-  std::int64_t integer(id n) const noexcept { return static_cast<std::int64_t>(wide(n)); }
-  double real(id n) const noexcept { return std::bit_cast<double>(wide(n)); }
-  /// Characters of a text, bytes of a bytes or a big integer (two's complement, little-endian).
-  std::string_view text(id n) const noexcept {
-    const node& v = nodes_[n];
-    const char* base = v.flags & own_text ? own_.data() : reinterpret_cast<const char*>(input_->data());
-    return {base + v.a, v.b};
-  }
-  bool is_text(id n, std::string_view value) const noexcept { return kind(n) == pickle_kind::text && text(n) == value; }
-
-  std::string_view module(id global) const noexcept { return text(global).substr(0, text(global).find('\n')); }
-  std::string_view name(id global) const noexcept { return text(global).substr(text(global).find('\n') + 1); }
-  torch_symbol symbol(id global) const noexcept { return static_cast<torch_symbol>(nodes_[global].tag); }
-  /// "module.name".
-  std::string full_name(id global) const { return std::string(module(global)) + "." + std::string(name(global)); }
-
-  /// Number of items of a container (of a dict: keys and values).
-  std::size_t count(id n) const noexcept {
-    if (kind(n) == pickle_kind::tuple) return nodes_[n].b;
-    std::size_t sum = 0;
-    for (std::uint32_t s = first_run(n); s != nothing; s = runs_[s].next) sum += runs_[s].count;
-    return sum;
-  }
-  /// Items of a list, tuple, set; key, value, key, value… of a dict; what was appended to an object.
-  std::vector<id> items(id n) const {
-    std::vector<id> out;
-    if (kind(n) == pickle_kind::tuple) {
-      for (std::uint32_t i = 0; i < nodes_[n].b; ++i) out.push_back(items_[nodes_[n].a + i]);
-      return out;
-    }
-    for (std::uint32_t s = first_run(n); s != nothing; s = runs_[s].next)
-      for (std::uint32_t i = 0; i < runs_[s].count; ++i) out.push_back(items_[runs_[s].first + i]);
-    return out;
-  }
-
-  id callable(id object) const noexcept { return objects_[nodes_[object].a].callable; }
-  id arguments(id object) const noexcept { return objects_[nodes_[object].a].arguments; }  ///< a tuple
-  id keywords(id object) const noexcept { return objects_[nodes_[object].a].keywords; }    ///< a dict, or nothing
-  id state(id object) const noexcept { return objects_[nodes_[object].a].state; }          ///< what BUILD gave, or nothing
-  /// What the callable of an object means; unknown unless it is a known global.
-  torch_symbol maker(id object) const noexcept {
-    const id c = callable(object);
-    return kind(c) == pickle_kind::global ? symbol(c) : torch_symbol::unknown;
-  }
-  /// The tuple of a persistent id.
-  id persistent(id storage) const noexcept { return nodes_[storage].a; }
-  /// The global an object came from, for messages: "pytorch_lightning.callbacks.ModelCheckpoint".
-  std::string class_of(id object) const {
-    id c = object;
-    for (int i = 0; i < 8 && kind(c) == pickle_kind::object; ++i) c = callable(c);
-    return kind(c) == pickle_kind::global ? full_name(c) : std::string(name_of(kind(c)));
-  }
-
-  /// Everything directly below a node.
-  std::vector<id> children(id n) const {
-    std::vector<id> out;
-    switch (kind(n)) {
-      case pickle_kind::list:
-      case pickle_kind::tuple:
-      case pickle_kind::dict:
-      case pickle_kind::set:
-        return items(n);
-      case pickle_kind::object:
-        out = items(n);
-        for (const id c : {callable(n), arguments(n), keywords(n), state(n)})
-          if (c != nothing) out.push_back(c);
-        return out;
-      case pickle_kind::storage:
-        return {persistent(n)};
-      default:
-        return out;
-    }
-  }
-
- private:
-  friend class pickle_state;
-  friend class pickle_machine;
-  static constexpr std::uint8_t own_text = 1, mapping = 2;  // flags: text lies in own_; a dict that Python gave attributes
-
-  struct node {
-    pickle_kind kind;
-    std::uint8_t flags;
-    std::uint16_t tag;  // depth of a container, symbol of a global
-    std::uint32_t at, a, b;
-  };
-  struct run {
-    std::uint32_t first, count, next;
-  };  // items_[first, first + count), then another run
-  struct object_parts {
-    id callable, arguments, keywords, state;
-    std::uint32_t head, tail;
-  };
-
-  std::uint64_t wide(id n) const noexcept { return nodes_[n].a | (static_cast<std::uint64_t>(nodes_[n].b) << 32); }
-  std::uint32_t first_run(id n) const noexcept {
-    return kind(n) == pickle_kind::object ? objects_[nodes_[n].a].head : nodes_[n].a;
-  }
-
-  std::shared_ptr<const std::vector<std::byte>> input_;
-  std::string own_;
-  std::deque<node> nodes_;
-  std::deque<id> items_;
-  std::deque<run> runs_;
-  std::deque<object_parts> objects_;
-  id root_ = nothing;
-  std::size_t end_ = 0;
-};
-
-TENSORSMITH_END_NAMESPACE
-#endif  // TENSORSMITH_HAS_FORMAT_TORCH_PICKLE_DOCUMENT_HPP
-
-#ifndef TENSORSMITH_HAS_FORMAT_TORCH_PICKLE_OPCODES_HPP
-#define TENSORSMITH_HAS_FORMAT_TORCH_PICKLE_OPCODES_HPP
-// tensorsmith/format/torch/pickle_opcodes.hpp: opcodes of Python's pickle format (Lib/pickletools.py) and their names.
-
-TENSORSMITH_BEGIN_NAMESPACE
-
-namespace detail {
-struct opcode_row {
-  std::uint8_t code;
-  std::string_view name;
-};
-inline constexpr opcode_row opcode_rows[] = {{0x80, "PROTO"},
-                                             {0x95, "FRAME"},
-                                             {0x2E, "STOP"},
-                                             {0x28, "MARK"},
-                                             {0x7D, "EMPTY_DICT"},
-                                             {0x5D, "EMPTY_LIST"},
-                                             {0x29, "EMPTY_TUPLE"},
-                                             {0x8F, "EMPTY_SET"},
-                                             {0x4E, "NONE"},
-                                             {0x88, "NEWTRUE"},
-                                             {0x89, "NEWFALSE"},
-                                             {0x4B, "BININT1"},
-                                             {0x4D, "BININT2"},
-                                             {0x4A, "BININT"},
-                                             {0x8A, "LONG1"},
-                                             {0x8B, "LONG4"},
-                                             {0x47, "BINFLOAT"},
-                                             {0x58, "BINUNICODE"},
-                                             {0x8C, "SHORT_BINUNICODE"},
-                                             {0x8D, "BINUNICODE8"},
-                                             {0x55, "SHORT_BINSTRING"},
-                                             {0x54, "BINSTRING"},
-                                             {0x43, "SHORT_BINBYTES"},
-                                             {0x42, "BINBYTES"},
-                                             {0x8E, "BINBYTES8"},
-                                             {0x96, "BYTEARRAY8"},
-                                             {0x49, "INT"},
-                                             {0x4C, "LONG"},
-                                             {0x46, "FLOAT"},
-                                             {0x53, "STRING"},
-                                             {0x56, "UNICODE"},
-                                             {0x74, "TUPLE"},
-                                             {0x85, "TUPLE1"},
-                                             {0x86, "TUPLE2"},
-                                             {0x87, "TUPLE3"},
-                                             {0x6C, "LIST"},
-                                             {0x64, "DICT"},
-                                             {0x61, "APPEND"},
-                                             {0x65, "APPENDS"},
-                                             {0x73, "SETITEM"},
-                                             {0x75, "SETITEMS"},
-                                             {0x90, "ADDITEMS"},
-                                             {0x91, "FROZENSET"},
-                                             {0x30, "POP"},
-                                             {0x31, "POP_MARK"},
-                                             {0x32, "DUP"},
-                                             {0x70, "PUT"},
-                                             {0x71, "BINPUT"},
-                                             {0x72, "LONG_BINPUT"},
-                                             {0x94, "MEMOIZE"},
-                                             {0x67, "GET"},
-                                             {0x68, "BINGET"},
-                                             {0x6A, "LONG_BINGET"},
-                                             {0x63, "GLOBAL"},
-                                             {0x93, "STACK_GLOBAL"},
-                                             {0x52, "REDUCE"},
-                                             {0x81, "NEWOBJ"},
-                                             {0x92, "NEWOBJ_EX"},
-                                             {0x69, "INST"},
-                                             {0x6F, "OBJ"},
-                                             {0x62, "BUILD"},
-                                             {0x50, "PERSID"},
-                                             {0x51, "BINPERSID"},
-                                             {0x82, "EXT1"},
-                                             {0x83, "EXT2"},
-                                             {0x84, "EXT4"},
-                                             {0x97, "NEXT_BUFFER"},
-                                             {0x98, "READONLY_BUFFER"}};
-}  // namespace detail
-
-/// "BINGET (0x68)"; a byte that is no opcode gives "0xff".
-inline std::string pickle_opcode_name(std::uint8_t code) {
-  std::string hex = "0x";
-  detail::append_hex(hex, code, 2);
-  for (const auto& row : detail::opcode_rows)
-    if (row.code == code) return std::string(row.name) + " (" + hex + ")";
-  return hex;
-}
-
-TENSORSMITH_END_NAMESPACE
-#endif  // TENSORSMITH_HAS_FORMAT_TORCH_PICKLE_OPCODES_HPP
-
-#ifndef TENSORSMITH_HAS_FORMAT_TORCH_PICKLE_STATE_HPP
-#define TENSORSMITH_HAS_FORMAT_TORCH_PICKLE_STATE_HPP
-// tensorsmith/format/torch/pickle_state.hpp: operands, nodes, stack, marks and memo of the pickle machine. Included by
-// pickle.hpp.
-
-TENSORSMITH_BEGIN_NAMESPACE
-
-/// What the machine works on. Functions that return false have set the error.
-class pickle_state {
- public:
-  pickle_state(std::shared_ptr<const std::vector<std::byte>> bytes, std::size_t start, std::string file, std::string entry,
-               const limits& bounds)
-      : bytes_(*bytes), at_(start), file_(std::move(file)), entry_(std::move(entry)), limits_(bounds) {
-    doc_.input_ = std::move(bytes);
-    limits_.pickle_depth = std::min<std::uint64_t>(limits_.pickle_depth, 60000);  // depths are kept in 16 bits
-  }
-
- protected:
-  using id = pickle_document::id;
-  using node = pickle_document::node;
-  static constexpr id nothing = pickle_document::nothing;
-
-  bool fail(errc code, std::string what, std::string expected = {}, std::string found = {}, std::string advice = {}) {
-    if (error_) return false;
-    std::string place = entry_.empty() ? "" : entry_ + ", ";
-    place += "opcode " + pickle_opcode_name(op_) + " at byte offset " + std::to_string(op_at_);
-    error_ = failure{.code = code,
-                     .what = std::move(what),
-                     .file = file_,
-                     .place = std::move(place),
-                     .expected = std::move(expected),
-                     .found = std::move(found),
-                     .advice = std::move(advice)};
-    return false;
-  }
-
-  // --- bytes -------------------------------------------------------------------------------------------------------
-
-  bool has(std::uint64_t count) {
-    if (count <= bytes_.size() - at_) return true;
-    return fail(errc::malformed, "the pickle ends inside an operand", std::to_string(count) + " bytes",
-                std::to_string(bytes_.size() - at_) + " left");
-  }
-  /// An unsigned little-endian operand, or nothing (error_ is set).
-  std::optional<std::uint64_t> number(std::size_t width) {
-    if (!has(width)) return std::nullopt;
-    std::uint64_t value = 0;
-    for (std::size_t i = width; i-- > 0;) value = (value << 8) | std::to_integer<std::uint64_t>(bytes_[at_ + i]);
-    at_ += width;
-    return value;
-  }
-  /// The text up to a line feed.
-  std::optional<std::string_view> line() {
-    const std::size_t most = static_cast<std::size_t>(std::min<std::uint64_t>(limits_.name_bytes, bytes_.size() - at_));
-    const std::string_view rest(reinterpret_cast<const char*>(bytes_.data() + at_), most);
-    const std::size_t end = rest.find('\n');
-    if (end == rest.npos) {
-      if (most == bytes_.size() - at_)
-        fail(errc::malformed, "a text operand does not end", "a line feed", "the end of the data");
-      else
-        fail(errc::limit, "a text operand is too long", std::to_string(most) + " bytes at most", "more",
-             "raise it with --max-name");
-      return std::nullopt;
-    }
-    at_ += end + 1;
-    return rest.substr(0, end);
-  }
-
-  // --- nodes, stack, memo ------------------------------------------------------------------------------------------
-
-  id add(pickle_kind kind, std::uint32_t a = nothing, std::uint32_t b = nothing, std::uint16_t tag = 0, std::uint8_t flags = 0) {
-    doc_.nodes_.push_back(node{kind, flags, tag, static_cast<std::uint32_t>(op_at_), a, b});
-    return static_cast<id>(doc_.nodes_.size() - 1);
-  }
-  id add_wide(pickle_kind kind, std::uint64_t value) {
-    return add(kind, static_cast<std::uint32_t>(value), static_cast<std::uint32_t>(value >> 32));
-  }
-  /// A node over characters of the input.
-  id add_input(pickle_kind kind, std::size_t offset, std::size_t length) {
-    return add(kind, static_cast<std::uint32_t>(offset), static_cast<std::uint32_t>(length));
-  }
-  /// A node over characters that are not in the input as such.
-  id add_own(pickle_kind kind, std::string_view text, std::uint16_t tag = 0) {
-    const id n = add(kind, static_cast<std::uint32_t>(doc_.own_.size()), static_cast<std::uint32_t>(text.size()), tag,
-                     pickle_document::own_text);
-    doc_.own_ += text;
-    if (doc_.own_.size() > 0x7FFFFFFF) fail(errc::limit, "the pickle's texts are too large");
-    return n;
-  }
-  bool push(id n) {
-    stack_.push_back(n);
-    return true;
-  }
-  std::size_t floor() const noexcept { return marks_.empty() ? 0 : marks_.back(); }
-  bool depth_of_stack(std::size_t count) {
-    if (stack_.size() - floor() >= count) return true;
-    return fail(errc::malformed, "the pickle takes values that are not on its stack", std::to_string(count) + " values",
-                std::to_string(stack_.size() - floor()));
-  }
-  id pop() {
-    const id n = stack_.back();
-    stack_.pop_back();
-    return n;
-  }
-  /// Takes the topmost mark away; returns where its items begin on the stack.
-  std::optional<std::size_t> take_mark() {
-    if (marks_.empty()) {
-      fail(errc::malformed, "there is no MARK on the stack", "a MARK", "none");
-      return std::nullopt;
-    }
-    const std::size_t first = marks_.back();
-    marks_.pop_back();
-    return first;
-  }
-  bool mark() {
-    if (marks_.size() >= 4 * limits_.pickle_depth)
-      return fail(errc::limit, "the pickle nests too deep", std::to_string(4 * limits_.pickle_depth) + " marks at most", "more",
-                  "raise it with --max-pickle-depth");
-    marks_.push_back(stack_.size());
-    return true;
-  }
-  bool is_container(id n) const {
-    switch (doc_.kind(n)) {
-      case pickle_kind::list:
-      case pickle_kind::tuple:
-      case pickle_kind::dict:
-      case pickle_kind::set:
-      case pickle_kind::object:
-      case pickle_kind::storage:
-        return true;
-      default:
-        return false;
-    }
-  }
-  /// Notes that `child` lies in `parent`.
-  bool nest(id parent, id child) {
-    const std::uint64_t depth = is_container(child) ? doc_.nodes_[child].tag + std::uint64_t{1} : 1;
-    if (depth > limits_.pickle_depth)
-      return fail(errc::limit, "the pickle nests too deep", std::to_string(limits_.pickle_depth) + " levels at most",
-                  std::to_string(depth), "raise it with --max-pickle-depth");
-    std::uint16_t& tag = doc_.nodes_[parent].tag;
-    if (child != parent) tag = std::max(tag, static_cast<std::uint16_t>(depth));
-    return true;
-  }
-  bool make_tuple(std::size_t first) {
-    if (first == stack_.size()) return push(empty_tuple_);
-    const id n = add(pickle_kind::tuple, static_cast<std::uint32_t>(doc_.items_.size()),
-                     static_cast<std::uint32_t>(stack_.size() - first));
-    for (std::size_t i = first; i < stack_.size(); ++i) {
-      if (!nest(n, stack_[i])) return false;
-      doc_.items_.push_back(stack_[i]);
-    }
-    stack_.resize(first);
-    return push(n);
-  }
-  /// Appends stack_[first, …) to a list, dict, set or object and takes them off the stack.
-  bool extend(id target, std::size_t first) {
-    const bool object = doc_.kind(target) == pickle_kind::object;
-    std::uint32_t& head = object ? doc_.objects_[doc_.nodes_[target].a].head : doc_.nodes_[target].a;
-    std::uint32_t& tail = object ? doc_.objects_[doc_.nodes_[target].a].tail : doc_.nodes_[target].b;
-    for (std::size_t i = first; i < stack_.size(); ++i) {
-      if (!nest(target, stack_[i])) return false;
-      const std::uint32_t position = static_cast<std::uint32_t>(doc_.items_.size());
-      if (tail == nothing || doc_.runs_[tail].first + doc_.runs_[tail].count != position) {
-        doc_.runs_.push_back({position, 0, nothing});
-        const std::uint32_t fresh = static_cast<std::uint32_t>(doc_.runs_.size() - 1);
-        (tail == nothing ? head : doc_.runs_[tail].next) = fresh;
-        tail = fresh;
-      }
-      doc_.items_.push_back(stack_[i]);
-      ++doc_.runs_[tail].count;
-    }
-    stack_.resize(first);
-    return true;
-  }
-
-  bool put(std::uint64_t key) {
-    if (!depth_of_stack(1)) return false;
-    // Keys come in order in all real files: a table. Any other key goes into a tree, which stays small.
-    if (key < at_ + 64) {
-      if (key >= memo_.size()) memo_.resize(static_cast<std::size_t>(key) + 1, nothing);
-      if (memo_[key] == nothing && far_memo_.erase(key) == 0) ++memo_count_;
-      memo_[key] = stack_.back();
+  template <class T>
+  result<void> append_number(std::string& shown) {
+    TENSORSMITH_TRY(const T value, number<T>("a value"));
+    char digits[40];
+    if constexpr (sizeof(T) == 1) {
+      shown += std::to_string(static_cast<int>(value));
     } else {
-      if (far_memo_.insert_or_assign(key, stack_.back()).second) ++memo_count_;
-      constexpr std::size_t most = 65536;
-      if (far_memo_.size() > most)
-        return fail(errc::limit, "the pickle uses its memo out of all order", std::to_string(most) + " keys out of order at most",
-                    "more", "no program writes such files");
-    }
-    return true;
-  }
-  bool get(std::uint64_t key) {
-    if (key < memo_.size() && memo_[key] != nothing) return push(memo_[key]);
-    const auto far = far_memo_.find(key);
-    if (far != far_memo_.end()) return push(far->second);
-    return fail(errc::malformed, "the pickle reads memo " + std::to_string(key) + ", which was never set");
-  }
-  bool memo_line(bool store) {
-    const auto text = line();
-    if (!text) return false;
-    std::uint32_t key = 0;
-    const auto end = std::from_chars(text->data(), text->data() + text->size(), key);
-    if (end.ec != std::errc{} || end.ptr != text->data() + text->size())
-      return fail(errc::malformed, "the memo key is no number", "a decimal number", quoted(*text));
-    return store ? put(key) : get(key);
-  }
-
-  const std::vector<std::byte>& bytes_;
-  std::size_t at_;
-  std::string file_, entry_;
-  limits limits_;
-  pickle_document doc_;
-  std::vector<id> stack_;
-  std::vector<std::size_t> marks_;
-  std::vector<id> memo_;
-  std::map<std::uint64_t, id> far_memo_;
-  std::uint64_t memo_count_ = 0;
-  std::optional<failure> error_;
-  std::uint8_t op_ = 0;
-  std::size_t op_at_ = 0;
-  id none_ = 0, false_ = 0, true_ = 0, empty_tuple_ = 0;
-};
-
-TENSORSMITH_END_NAMESPACE
-#endif  // TENSORSMITH_HAS_FORMAT_TORCH_PICKLE_STATE_HPP
-
-#ifndef TENSORSMITH_HAS_FORMAT_TORCH_PICKLE_HPP
-#define TENSORSMITH_HAS_FORMAT_TORCH_PICKLE_HPP
-// tensorsmith/format/torch/pickle.hpp: Python's pickle format, protocols 2 to 5, read as data. Nothing is executed.
-//
-// Include this to turn the bytes of a pickle into a pickle_document. The machine has no recursion; every length is compared
-// with the bytes that are left before anything is allocated.
-
-TENSORSMITH_BEGIN_NAMESPACE
-
-/// Runs one pickle program. Use through parse_pickle.
-class pickle_machine : private pickle_state {
- public:
-  using pickle_state::pickle_state;
-
-  /// Runs up to STOP. With `whole`, bytes behind STOP are an error.
-  result<pickle_document> run(bool whole) {
-    if (bytes_.size() > limits_.pickle_bytes || bytes_.size() > 0x7FFFFFFF)
-      fail(errc::limit, "the pickle is too large", std::to_string(limits_.pickle_bytes) + " bytes at most",
-           std::to_string(bytes_.size()), "raise it with --max-pickle");
-    none_ = add(pickle_kind::none);
-    false_ = add(pickle_kind::boolean, 0);
-    true_ = add(pickle_kind::boolean, 1);
-    empty_tuple_ = add(pickle_kind::tuple, 0, 0);
-    const std::size_t start = at_;
-    std::uint64_t opcodes = 0;
-    while (!error_ && doc_.root_ == pickle_document::nothing) {
-      op_at_ = at_;
-      if (at_ == bytes_.size()) {
-        fail(errc::malformed, "the pickle has no STOP", "an opcode", "the end of the data");
-        break;
-      }
-      op_ = std::to_integer<std::uint8_t>(bytes_[at_++]);
-      if (op_at_ == start && op_ != 0x80)
-        fail(errc::unsupported, "the pickle does not name its protocol", "PROTO 2 to 5",
-             "another opcode: protocol 0 or 1, or no pickle");
-      else if (++opcodes > limits_.pickle_opcodes)
-        fail(errc::limit, "the pickle has too many opcodes", std::to_string(limits_.pickle_opcodes) + " at most", "more",
-             "raise it with --max-pickle-opcodes");
-      else
-        step(start);
-    }
-    if (!error_ && whole && at_ != bytes_.size())
-      fail(errc::malformed, std::to_string(bytes_.size() - at_) + " trailing bytes follow STOP", "the end of the data",
-           std::to_string(bytes_.size() - at_) + " bytes");
-    if (error_) return std::move(*error_);
-    doc_.end_ = at_;
-    return std::move(doc_);
-  }
-
- private:
-  using id = pickle_document::id;
-
-  bool step(std::size_t start) {
-    switch (op_) {
-      case 0x80:
-        return protocol(start);
-      case 0x95:
-        return frame();
-      case '.':
-        return stop();
-      case '(':
-        return mark();
-      case '}':
-        return push(add(pickle_kind::dict));
-      case ']':
-        return push(add(pickle_kind::list));
-      case 0x8F:
-        return push(add(pickle_kind::set));
-      case ')':
-        return push(empty_tuple_);
-      case 'N':
-        return push(none_);
-      case 0x88:
-        return push(true_);
-      case 0x89:
-        return push(false_);
-      case 'K':
-      case 'M':
-      case 'J':
-      case 0x8A:
-      case 0x8B:
-      case 'G':
-        return binary_number();
-      case 'I':
-      case 'L':
-      case 'F':
-        return text_number();
-      case 'X':
-        return counted(pickle_kind::text, 4);
-      case 0x8C:
-        return counted(pickle_kind::text, 1);
-      case 0x8D:
-        return counted(pickle_kind::text, 8);
-      case 'U':
-        return counted(pickle_kind::text, 1);
-      case 'T':
-        return counted(pickle_kind::text, 4);
-      case 'C':
-        return counted(pickle_kind::bytes, 1);
-      case 'B':
-        return counted(pickle_kind::bytes, 4);
-      case 0x8E:
-      case 0x96:
-        return counted(pickle_kind::bytes, 8);
-      case 'S':
-        return quoted_text();
-      case 'V':
-        return escaped_text();
-      default:
-        return step_on_values();
-    }
-  }
-  /// The opcodes that take values from the stack.
-  bool step_on_values() {
-    switch (op_) {
-      case 't':
-        return tuple_from_mark();
-      case 0x85:
-      case 0x86:
-      case 0x87:
-        return depth_of_stack(op_ - 0x84U) && make_tuple(stack_.size() - (op_ - 0x84U));
-      case 'l':
-        return from_mark(pickle_kind::list);
-      case 'd':
-        return from_mark(pickle_kind::dict);
-      case 0x91:
-        return from_mark(pickle_kind::set);
-      case 'a':
-        return depth_of_stack(2) && append(stack_.size() - 1);
-      case 's':
-        return depth_of_stack(3) && set_items(stack_.size() - 2);
-      case 'e':
-      case 'u':
-      case 0x90:
-        return onto_mark();
-      case '0':
-        return drop();
-      case '1':
-        return drop_mark();
-      case '2':
-        return depth_of_stack(1) && push(stack_.back());
-      case 'p':
-        return memo_line(true);
-      case 'g':
-        return memo_line(false);
-      case 'q':
-      case 'r':
-      case 0x94:
-        return put_binary();
-      case 'h':
-      case 'j':
-        return get_binary();
-      case 'c':
-        return global_line();
-      case 0x93:
-        return stack_global();
-      case 'R':
-      case 0x81:
-        return depth_of_stack(2) && call(pickle_document::nothing);
-      case 0x92:
-        return call_with_keywords();
-      case 'i':
-      case 'o':
-        return old_object();
-      case 'b':
-        return build();
-      case 'Q':
-        return persistent_id();
-      case 'P':
-        return fail(errc::malformed, "a persistent id is a line of text", "a tuple (\"storage\", …)", "text");
-      default:
-        return refuse();
-    }
-  }
-
-  bool refuse() {
-    for (const auto& row : detail::opcode_rows)
-      if (row.code == op_)
-        return fail(errc::unsupported, "the opcode has no place in a weight file",
-                    "none of EXT1, EXT2, EXT4, NEXT_BUFFER, READONLY_BUFFER", std::string(row.name));
-    return fail(errc::malformed, "there is no such opcode", "an opcode of pickle protocol 2 to 5", pickle_opcode_name(op_));
-  }
-  bool protocol(std::size_t start) {
-    const auto version = number(1);
-    if (!version) return false;
-    if (op_at_ != start) return fail(errc::unsupported, "PROTO stands inside the pickle", "PROTO once, as the first opcode");
-    if (*version < 2 || *version > 5)
-      return fail(errc::unsupported, "the pickle's protocol is not supported", "2 to 5", std::to_string(*version));
-    return true;
-  }
-  bool frame() {
-    const auto length = number(8);
-    return length && has(*length);
-  }
-  bool stop() {
-    if (!depth_of_stack(1)) return false;
-    if (stack_.size() != 1 || !marks_.empty())
-      return fail(errc::malformed, "values are left on the stack at the end", "1 value and no mark",
-                  std::to_string(stack_.size()) + " values and " + std::to_string(marks_.size()) + " marks");
-    doc_.root_ = stack_.back();
-    return true;
-  }
-
-  // --- numbers and texts ---------------------------------------------------------------------------------------------
-
-  bool push_integer(std::int64_t value) { return push(add_wide(pickle_kind::integer, static_cast<std::uint64_t>(value))); }
-  bool binary_number() {
-    const std::size_t width = op_ == 'K' || op_ == 0x8A ? 1 : op_ == 'M' ? 2 : op_ == 'G' ? 8 : 4;
-    const auto value = number(width);
-    if (!value) return false;
-    if (op_ == 'J') return push_integer(static_cast<std::int32_t>(static_cast<std::uint32_t>(*value)));
-    if (op_ == 0x8A || op_ == 0x8B) return long_integer(*value);
-    if (op_ != 'G') return push_integer(static_cast<std::int64_t>(*value));
-    std::uint64_t bits = 0;  // BINFLOAT is big-endian
-    for (int i = 0; i < 8; ++i) bits = (bits << 8) | ((*value >> (8 * i)) & 0xFF);
-    return push(add_wide(pickle_kind::real, bits));
-  }
-  bool long_integer(std::uint64_t length) {
-    if (length > limits_.pickle_integer_bytes)
-      return fail(errc::limit, "the integer is too large", std::to_string(limits_.pickle_integer_bytes) + " bytes at most",
-                  length > 0x7FFFFFFF ? "a negative length" : std::to_string(length), "raise it with --max-pickle-integer");
-    if (!has(length)) return false;
-    const std::size_t first = at_;
-    at_ += static_cast<std::size_t>(length);
-    const bool negative = length > 0 && (bytes_[at_ - 1] & std::byte{0x80}) != std::byte{0};
-    std::uint64_t value = negative ? ~std::uint64_t{0} : 0;
-    bool wide = false;
-    for (std::size_t i = static_cast<std::size_t>(length); i-- > 0;) {
-      const auto byte = std::to_integer<std::uint64_t>(bytes_[first + i]);
-      if (i >= 8)
-        wide = wide || byte != (negative ? 0xFFU : 0U);
-      else
-        value = (value << 8) | byte;
-    }
-    wide = wide || (length > 8 && ((value >> 63) != 0) != negative);
-    return wide ? push(add_input(pickle_kind::big_integer, first, static_cast<std::size_t>(length)))
-                : push_integer(static_cast<std::int64_t>(value));
-  }
-  bool text_number() {
-    auto text = line();
-    if (!text) return false;
-    if (op_ == 'I' && (*text == "00" || *text == "01")) return push(*text == "01" ? true_ : false_);
-    if (op_ == 'L' && !text->empty() && text->back() == 'L') text->remove_suffix(1);
-    if (op_ != 'F' && text->size() > 40)
-      return fail(errc::limit, "the integer is too large", "40 digits at most", std::to_string(text->size()),
-                  "no option raises this");
-    std::string_view digits = *text;
-    if (digits.size() > 1 && digits[0] == '+' && digits[1] != '-') digits.remove_prefix(1);
-    const char *first = digits.data(), *last = digits.data() + digits.size();
-    double real = 0;
-    std::int64_t integer = 0;
-    const auto end = op_ == 'F' ? std::from_chars(first, last, real) : std::from_chars(first, last, integer);
-    if (end.ec == std::errc::result_out_of_range && op_ != 'F')
-      return fail(errc::limit, "the integer in text form does not fit 64 bits", "64 bits at most", quoted(*text),
-                  "no option raises this");
-    if (end.ec != std::errc{} || end.ptr != last)
-      return fail(errc::malformed, "the text is no number", "a number in C notation", quoted(*text));
-    return op_ == 'F' ? push(add_wide(pickle_kind::real, std::bit_cast<std::uint64_t>(real))) : push_integer(integer);
-  }
-  bool counted(pickle_kind kind, std::size_t width) {
-    const auto length = number(width);
-    if (!length || !has(*length)) return false;
-    const std::size_t first = at_;
-    at_ += static_cast<std::size_t>(*length);
-    return push(add_input(kind, first, static_cast<std::size_t>(*length)));
-  }
-  static int hex_digit(char c) noexcept {
-    return c >= '0' && c <= '9' ? c - '0' : c >= 'a' && c <= 'f' ? c - 'a' + 10 : c >= 'A' && c <= 'F' ? c - 'A' + 10 : -1;
-  }
-  /// The number of `count` hexadecimal digits at `at`, or nothing.
-  static std::optional<std::uint32_t> hex_number(std::string_view text, std::size_t at, std::size_t count) noexcept {
-    if (text.size() - at < count) return std::nullopt;
-    std::uint32_t value = 0;
-    for (std::size_t i = 0; i < count; ++i) {
-      const int digit = hex_digit(text[at + i]);
-      if (digit < 0) return std::nullopt;
-      value = (value << 4) | static_cast<std::uint32_t>(digit);
-    }
-    return value;
-  }
-  static void append_utf8(std::string& out, std::uint32_t point) {
-    const auto put_byte = [&](std::uint32_t byte) { out += static_cast<char>(static_cast<unsigned char>(byte)); };
-    if (point < 0x80) return put_byte(point);
-    if (point < 0x800) return put_byte(0xC0 | (point >> 6)), put_byte(0x80 | (point & 0x3F));
-    if (point < 0x10000) {
-      put_byte(0xE0 | (point >> 12)), put_byte(0x80 | ((point >> 6) & 0x3F)), put_byte(0x80 | (point & 0x3F));
-      return;
-    }
-    put_byte(0xF0 | (point >> 18)), put_byte(0x80 | ((point >> 12) & 0x3F)), put_byte(0x80 | ((point >> 6) & 0x3F)),
-        put_byte(0x80 | (point & 0x3F));
-  }
-  /// STRING: Python's repr of a str, with its escapes.
-  bool quoted_text() {
-    const auto text = line();
-    if (!text) return false;
-    if (text->size() < 2 || (text->front() != '\'' && text->front() != '"') || text->front() != text->back())
-      return fail(errc::malformed, "the string is not in quotes", "'…' or \"…\"", quoted(*text));
-    const std::string_view inner = text->substr(1, text->size() - 2);
-    std::string out;
-    for (std::size_t i = 0; i < inner.size(); ++i) {
-      if (inner[i] != '\\') {
-        out += inner[i];
-        continue;
-      }
-      const char c = ++i < inner.size() ? inner[i] : '\0';
-      constexpr std::string_view letters = "\\'\"nrtabfv0";
-      constexpr std::string_view values("\\'\"\n\r\t\a\b\f\v\0", 11);
-      const auto byte = c == 'x' ? hex_number(inner, i + 1, 2) : std::nullopt;
-      if (byte) {
-        out += static_cast<char>(static_cast<unsigned char>(*byte));
-        i += 2;
-      } else if (c != '\0' && letters.find(c) != letters.npos) {
-        out += values[letters.find(c)];
-      } else {
-        return fail(errc::malformed, "the string has an unknown escape", "an escape of Python's repr", quoted(*text));
-      }
-    }
-    return push(add_own(pickle_kind::text, out));
-  }
-  /// UNICODE: raw-unicode-escape, Latin-1 with \uXXXX and \UXXXXXXXX.
-  bool escaped_text() {
-    const auto text = line();
-    if (!text) return false;
-    std::string out;
-    for (std::size_t i = 0; i < text->size(); ++i) {
-      const char c = (*text)[i], kind = i + 1 < text->size() ? (*text)[i + 1] : '\0';
-      if (c != '\\' || (kind != 'u' && kind != 'U')) {
-        append_utf8(out, static_cast<unsigned char>(c));
-        continue;
-      }
-      const std::size_t digits = kind == 'u' ? 4 : 8;
-      const auto point = hex_number(*text, i + 2, digits);
-      if (!point || *point > 0x10FFFF)
-        return fail(errc::malformed, "the string has a damaged escape", "\\uXXXX or \\UXXXXXXXX", quoted(*text));
-      append_utf8(out, *point);
-      i += 1 + digits;
-    }
-    return push(add_own(pickle_kind::text, out));
-  }
-
-  // --- containers ------------------------------------------------------------------------------------------------------
-
-  bool tuple_from_mark() {
-    const auto first = take_mark();
-    return first && make_tuple(*first);
-  }
-  bool from_mark(pickle_kind kind) {
-    const auto first = take_mark();
-    if (!first) return false;
-    if (kind == pickle_kind::dict && (stack_.size() - *first) % 2 != 0)
-      return fail(errc::malformed, "a dict gets a key without a value", "pairs",
-                  std::to_string(stack_.size() - *first) + " values");
-    const id n = add(kind);
-    return extend(n, *first) && push(n);
-  }
-  bool onto_mark() {
-    const auto first = take_mark();
-    if (!first) return false;
-    if (*first <= floor())
-      return fail(errc::malformed, "the pickle takes values that are not on its stack", "a container below the mark", "none");
-    if (op_ == 'u') return set_items(*first);
-    return append(*first);
-  }
-  /// True for objects whose class is not known: whatever is put into them is kept.
-  bool is_opaque(id n) const { return doc_.kind(n) == pickle_kind::object && doc_.maker(n) == torch_symbol::unknown; }
-  bool wrong_target(std::string_view wanted) {
-    const id n = stack_.back();
-    const std::string found = doc_.kind(n) == pickle_kind::object ? doc_.class_of(n) : std::string(name_of(doc_.kind(n)));
-    return fail(errc::malformed, "the value cannot take items", std::string(wanted), found);
-  }
-  bool append(std::size_t first) {
-    const id target = stack_[first - 1];
-    const pickle_kind wanted = op_ == 0x90 ? pickle_kind::set : pickle_kind::list;
-    if (doc_.kind(target) == wanted || is_opaque(target)) return extend(target, first);
-    stack_.resize(first);
-    return wrong_target(name_of(wanted));
-  }
-  bool set_items(std::size_t first) {
-    const id target = stack_[first - 1];
-    if ((stack_.size() - first) % 2 != 0)
-      return fail(errc::malformed, "a dict gets a key without a value", "pairs",
-                  std::to_string(stack_.size() - first) + " values");
-    if (doc_.kind(target) == pickle_kind::dict || is_opaque(target)) return extend(target, first);
-    stack_.resize(first);
-    return wrong_target("a dict");
-  }
-  bool drop() {
-    if (stack_.size() > floor()) return stack_.pop_back(), true;
-    return take_mark().has_value();
-  }
-  bool drop_mark() {
-    const auto first = take_mark();
-    if (first) stack_.resize(*first);
-    return first.has_value();
-  }
-  bool put_binary() {
-    if (op_ == 0x94) return put(memo_count_);
-    const auto key = number(op_ == 'q' ? 1 : 4);
-    return key && put(*key);
-  }
-  bool get_binary() {
-    const auto key = number(op_ == 'h' ? 1 : 4);
-    return key && get(*key);
-  }
-
-  // --- globals and objects -----------------------------------------------------------------------------------------------
-
-  bool admit_global(std::string_view module, std::string_view name) {
-    if (limits_.allow_suspicious || !is_blocked_global(module, name)) return true;
-    return fail(errc::unsupported,
-                "the pickle names " + quoted(std::string(module) + "." + std::string(name)) + ", which no weight file needs",
-                "names of tensors and containers", "a way to run code",
-                "nothing was run; --allow-suspicious reads the weights all the same");
-  }
-  /// Pushes a global; its text "module\nname" lies in the input or, with `own`, is copied.
-  bool push_global(std::size_t offset, std::string_view both, bool own) {
-    const std::string_view module = both.substr(0, both.find('\n')), name = both.substr(both.find('\n') + 1);
-    if (!admit_global(module, name)) return false;
-    const auto tag = static_cast<std::uint16_t>(symbol_of(module, name));
-    return push(own ? add_own(pickle_kind::global, both, tag)
-                    : add(pickle_kind::global, static_cast<std::uint32_t>(offset), static_cast<std::uint32_t>(both.size()), tag));
-  }
-  bool global_line() {
-    const std::size_t first = at_;
-    const auto module = line();
-    if (!module) return false;
-    const auto name = line();
-    return name && push_global(first, {module->data(), module->size() + 1 + name->size()}, false);
-  }
-  bool stack_global() {
-    if (!depth_of_stack(2)) return false;
-    const id name = pop(), module = pop();
-    if (doc_.kind(name) != pickle_kind::text || doc_.kind(module) != pickle_kind::text)
-      return fail(errc::malformed, "a global needs two strings", "a module and a name",
-                  std::string(name_of(doc_.kind(module))) + " and " + std::string(name_of(doc_.kind(name))));
-    if (doc_.text(name).size() > limits_.name_bytes || doc_.text(module).size() > limits_.name_bytes)
-      return fail(errc::limit, "the name of a global is too long", std::to_string(limits_.name_bytes) + " bytes at most", "more",
-                  "raise it with --max-name");
-    if (doc_.text(name).find('\n') != std::string_view::npos || doc_.text(module).find('\n') != std::string_view::npos)
-      return fail(errc::malformed, "the name of a global has a line feed in it", "one line", quoted(doc_.text(name)));
-    return push_global(0, std::string(doc_.text(module)) + "\n" + std::string(doc_.text(name)), true);
-  }
-  bool call_with_keywords() {
-    if (!depth_of_stack(3)) return false;
-    const id keywords = pop();
-    if (doc_.kind(keywords) != pickle_kind::dict)
-      return fail(errc::malformed, "keyword arguments are no dict", "a dict", std::string(name_of(doc_.kind(keywords))));
-    return call(doc_.count(keywords) == 0 ? pickle_document::nothing : keywords);
-  }
-  bool old_object() {
-    id callable = pickle_document::nothing;
-    if (op_ == 'i') {
-      if (!global_line()) return false;
-      callable = pop();
-    }
-    const auto first = take_mark();
-    if (!first) return false;
-    std::size_t arguments = *first;
-    if (op_ == 'o') {
-      if (arguments == stack_.size())
-        return fail(errc::malformed, "the pickle takes values that are not on its stack", "a class", "nothing");
-      callable = stack_[arguments++];
-    }
-    if (!make_tuple(arguments)) return false;
-    const id packed = pop();
-    stack_.resize(*first);
-    stack_.push_back(callable);
-    stack_.push_back(packed);
-    return call(pickle_document::nothing);
-  }
-  /// REDUCE and its kin: containers are made, tensors and unknown objects are noted down with callable and arguments.
-  bool call(id keywords) {
-    const id arguments = pop(), callable = pop();
-    const pickle_kind kind = doc_.kind(callable);
-    if (doc_.kind(arguments) != pickle_kind::tuple)
-      return fail(errc::malformed, "the arguments of a call are no tuple", "a tuple", std::string(name_of(doc_.kind(arguments))));
-    if (kind != pickle_kind::global && !is_opaque(callable))
-      return fail(errc::malformed, "the value cannot be called", "a global", std::string(name_of(kind)));
-    const torch_symbol symbol = kind == pickle_kind::global ? doc_.symbol(callable) : torch_symbol::unknown;
-    if (symbol != torch_symbol::unknown) {
-      if (keywords != pickle_document::nothing) return bad_call(callable, "no keyword arguments", arguments);
-      if (is_container_maker(symbol)) return make_container(symbol, callable, doc_.items(arguments), arguments);
-    }
-    doc_.objects_.push_back(
-        {callable, arguments, keywords, pickle_document::nothing, pickle_document::nothing, pickle_document::nothing});
-    const id n = add(pickle_kind::object, static_cast<std::uint32_t>(doc_.objects_.size() - 1));
-    return nest(n, callable) && nest(n, arguments) && (keywords == pickle_document::nothing || nest(n, keywords)) && push(n);
-  }
-  bool bad_call(id callable, std::string expected, id arguments) {
-    return fail(errc::malformed, quoted(doc_.full_name(callable)) + " is called with wrong arguments", std::move(expected),
-                std::to_string(doc_.count(arguments)) + " arguments");
-  }
-  static bool is_container_maker(torch_symbol s) noexcept {
-    switch (s) {
-      case torch_symbol::ordered_dict:
-      case torch_symbol::default_dict:
-      case torch_symbol::counter:
-      case torch_symbol::plain_dict:
-      case torch_symbol::plain_list:
-      case torch_symbol::plain_tuple:
-      case torch_symbol::set:
-      case torch_symbol::bytes:
-      case torch_symbol::bytearray:
-      case torch_symbol::encode:
-      case torch_symbol::size:
-        return true;
-      default:
-        return false;
-    }
-  }
-  bool make_container(torch_symbol symbol, id callable, std::vector<id> given, id arguments) {
-    const auto is = [&](std::size_t i, pickle_kind k) { return i < given.size() && doc_.kind(given[i]) == k; };
-    const bool sequence = is(0, pickle_kind::list) || is(0, pickle_kind::tuple) || is(0, pickle_kind::set);
-    switch (symbol) {
-      case torch_symbol::default_dict:
-        if (!given.empty()) given.erase(given.begin());
-        [[fallthrough]];
-      case torch_symbol::ordered_dict:
-      case torch_symbol::counter:
-      case torch_symbol::plain_dict:
-        return make_dict(callable, given, arguments);
-      case torch_symbol::plain_list:
-      case torch_symbol::set: {
-        if (!given.empty() && !(given.size() == 1 && sequence)) return bad_call(callable, "one list or nothing", arguments);
-        const id n = add(symbol == torch_symbol::set ? pickle_kind::set : pickle_kind::list);
-        return extend_with(n, given.empty() ? given : doc_.items(given[0])) && push(n);
-      }
-      case torch_symbol::plain_tuple:
-      case torch_symbol::size: {
-        if (given.empty()) return push(empty_tuple_);
-        if (given.size() != 1 || !sequence) return bad_call(callable, "one tuple", arguments);
-        const std::size_t first = stack_.size();
-        for (const id item : doc_.items(given[0])) stack_.push_back(item);
-        return make_tuple(first);
-      }
-      case torch_symbol::bytes:
-      case torch_symbol::bytearray:
-      case torch_symbol::encode:
-        if (given.empty() && symbol != torch_symbol::encode) return push(add_own(pickle_kind::bytes, {}));
-        if (given.size() == 1 && is(0, pickle_kind::bytes)) return push(given[0]);
-        if (given.size() == 2 && is(0, pickle_kind::text) && is(1, pickle_kind::text))
-          return encode_latin1(callable, given[0], given[1]);
-        return bad_call(callable, "a string and 'latin1'", arguments);
-      default:
-        return bad_call(callable, "another global", arguments);
-    }
-  }
-  bool extend_with(id target, const std::vector<id>& values) {
-    const std::size_t first = stack_.size();
-    stack_.insert(stack_.end(), values.begin(), values.end());
-    return extend(target, first);
-  }
-  bool make_dict(id callable, const std::vector<id>& given, id arguments) {
-    const id n = add(pickle_kind::dict, pickle_document::nothing, pickle_document::nothing, 0, pickle_document::mapping);
-    if (given.empty()) return push(n);
-    if (given.size() > 1) return bad_call(callable, "one dict or list of pairs", arguments);
-    std::vector<id> pairs;
-    switch (doc_.kind(given[0])) {
-      case pickle_kind::dict:
-        pairs = doc_.items(given[0]);
-        break;
-      case pickle_kind::list:
-      case pickle_kind::tuple:
-        for (const id pair : doc_.items(given[0])) {
-          const bool good =
-              (doc_.kind(pair) == pickle_kind::tuple || doc_.kind(pair) == pickle_kind::list) && doc_.count(pair) == 2;
-          if (!good) return bad_call(callable, "a list of pairs", arguments);
-          for (const id part : doc_.items(pair)) pairs.push_back(part);
-        }
-        break;
-      default:
-        return bad_call(callable, "one dict or list of pairs", arguments);
-    }
-    return extend_with(n, pairs) && push(n);
-  }
-  /// Bytes in protocol 2: a text whose characters, all below 256, stand for one byte each.
-  bool encode_latin1(id callable, id text, id encoding) {
-    const std::string_view coding = doc_.text(encoding);
-    if (coding != "latin1" && coding != "latin-1")
-      return fail(errc::unsupported, quoted(doc_.full_name(callable)) + " uses an unknown encoding", "'latin1'", quoted(coding));
-    const std::string from(doc_.text(text));
-    std::string out;
-    std::uint32_t point = 0;
-    for (std::size_t i = 0; i < from.size();) {
-      const std::size_t length = detail::utf8_sequence(from, i, point);
-      if (length == 0 || point > 0xFF)
-        return fail(errc::malformed, "a text that stands for bytes has other characters", "characters below 256",
-                    "byte offset " + std::to_string(i));
-      out += static_cast<char>(static_cast<unsigned char>(point));
-      i += length;
-    }
-    return push(add_own(pickle_kind::bytes, out));
-  }
-
-  bool build() {
-    if (!depth_of_stack(2)) return false;
-    const id state = pop(), target = stack_.back();
-    if (doc_.kind(target) == pickle_kind::object) {
-      id& kept = doc_.objects_[doc_.nodes_[target].a].state;
-      if (kept != pickle_document::nothing)
-        return fail(errc::malformed, "an object gets its state twice", "one BUILD", doc_.class_of(target));
-      kept = state;
-      return nest(target, state);
-    }
-    if (doc_.kind(target) != pickle_kind::dict || (doc_.nodes_[target].flags & pickle_document::mapping) == 0)
-      return fail(errc::unsupported, "the value cannot have attributes", "an object or an OrderedDict",
-                  std::string(name_of(doc_.kind(target))));
-    if (doc_.kind(state) != pickle_kind::dict)
-      return fail(errc::unsupported, "the attributes of a dict are no dict", "a dict", std::string(name_of(doc_.kind(state))));
-    const std::vector<id> pairs = doc_.items(state);
-    for (std::size_t i = 0; i < pairs.size(); i += 2)  // a module's versions: nothing that a reader of weights needs
-      if (!doc_.is_text(pairs[i], "_metadata"))
-        return fail(
-            errc::unsupported, "the dict has an unknown attribute", "'_metadata'",
-            doc_.kind(pairs[i]) == pickle_kind::text ? quoted(doc_.text(pairs[i])) : std::string(name_of(doc_.kind(pairs[i]))));
-    return true;
-  }
-
-  /// A persistent id is ("storage", class, key, location, number of elements).
-  bool persistent_id() {
-    if (!depth_of_stack(1)) return false;
-    const id pid = pop();
-    if (doc_.kind(pid) != pickle_kind::tuple)
-      return fail(errc::malformed, "the persistent id is no tuple", "(\"storage\", class, key, location, numel)",
-                  std::string(name_of(doc_.kind(pid))));
-    const std::vector<id> parts = doc_.items(pid);
-    if (!parts.empty() && doc_.is_text(parts[0], "module"))
-      return fail(errc::unsupported, "the file holds a pickled module with its source", "a storage", "\"module\"");
-    if (parts.size() != 5)
-      return fail(errc::malformed, "the persistent id has a wrong number of fields", "5", std::to_string(parts.size()));
-    if (!doc_.is_text(parts[0], "storage"))
-      return fail(errc::malformed, "field 0 of the persistent id is wrong", "\"storage\"",
-                  std::string(name_of(doc_.kind(parts[0]))));
-    if (doc_.kind(parts[1]) != pickle_kind::global || doc_.symbol(parts[1]) != torch_symbol::storage_class)
-      return fail(errc::malformed, "field 1 (class) of the persistent id is wrong", "a storage class",
-                  doc_.kind(parts[1]) == pickle_kind::global ? quoted(doc_.full_name(parts[1]))
-                                                             : std::string(name_of(doc_.kind(parts[1]))));
-    for (const std::size_t i : {std::size_t{2}, std::size_t{3}})
-      if (doc_.kind(parts[i]) != pickle_kind::text)
-        return fail(errc::malformed,
-                    i == 2 ? "field 2 (key) of the persistent id is wrong" : "field 3 (location) of the persistent id is wrong",
-                    "a string", std::string(name_of(doc_.kind(parts[i]))));
-    if (doc_.kind(parts[4]) != pickle_kind::integer || doc_.integer(parts[4]) < 0)
-      return fail(errc::malformed, "field 4 (numel) of the persistent id is wrong", "a number of elements from 0 to 2^63 - 1",
-                  doc_.kind(parts[4]) == pickle_kind::integer ? std::to_string(doc_.integer(parts[4]))
-                                                              : std::string(name_of(doc_.kind(parts[4]))));
-    return push(add(pickle_kind::storage, pid));
-  }
-};
-
-/// Reads the pickle that starts at `start`. `file` and `entry` ("zip entry 'archive/data.pkl'") are named in messages. With
-/// `whole`, the pickle must end with the bytes.
-/// @fails malformed, limit (bytes, opcodes, depth, integers, names), unsupported (protocol, blocked globals, buffers).
-inline result<pickle_document> parse_pickle(std::shared_ptr<const std::vector<std::byte>> bytes, std::string file,
-                                            std::string entry, const limits& bounds = {}, std::size_t start = 0,
-                                            bool whole = true) {
-  return pickle_machine(std::move(bytes), start, std::move(file), std::move(entry), bounds).run(whole);
-}
-
-TENSORSMITH_END_NAMESPACE
-#endif  // TENSORSMITH_HAS_FORMAT_TORCH_PICKLE_HPP
-
-#ifndef TENSORSMITH_HAS_FORMAT_TORCH_TAG_HPP
-#define TENSORSMITH_HAS_FORMAT_TORCH_TAG_HPP
-// tensorsmith/format/torch/tag.hpp: the tag of files that torch.save writes. Include this to name the format.
-
-TENSORSMITH_BEGIN_NAMESPACE
-namespace tags {
-
-/// A checkpoint written by torch.save: .pt, .pth, .ckpt, .bin.
-struct torch_file {};
-
-}  // namespace tags
-TENSORSMITH_END_NAMESPACE
-#endif  // TENSORSMITH_HAS_FORMAT_TORCH_TAG_HPP
-
-#ifndef TENSORSMITH_HAS_FORMAT_TORCH_TENSORS_HPP
-#define TENSORSMITH_HAS_FORMAT_TORCH_TENSORS_HPP
-// tensorsmith/format/torch/tensors.hpp: the tensors that a pickle describes: storages, views of them, proofs that they fit.
-//
-// Include this to turn nodes of a pickle_document into planned tensors, whatever container holds the storages.
-
-TENSORSMITH_BEGIN_NAMESPACE
-
-/// Where the bytes of one storage lie.
-struct torch_record {
-  std::shared_ptr<const byte_source> source;
-  std::uint64_t offset = 0, bytes = 0;
-  std::shared_ptr<integrity_check> check;  ///< or null
-  std::string place;                       ///< "zip entry 'archive/data/0'", for messages
-};
-
-namespace detail {
-
-__extension__ typedef unsigned __int128 wide_count;  // sums of (size - 1) · stride of hostile files do not fit 64 bits
-
-inline std::string to_text(wide_count value) {
-  if (value == 0) return "0";
-  std::string out;
-  for (; value != 0; value /= 10) out.insert(out.begin(), static_cast<char>('0' + static_cast<int>(value % 10)));
-  return out;
-}
-
-}  // namespace detail
-
-/// Makes tensors of the objects of one pickle. Finds each storage once; remembers tensors, so that tied ones stay one.
-class torch_tensors {
- public:
-  using id = pickle_document::id;
-  using find_record = std::function<result<torch_record>(std::string_view key)>;
-
-  torch_tensors(const pickle_document& doc, std::string file, std::string entry, find_record find, const limits& bounds)
-      : doc_(doc), file_(std::move(file)), entry_(std::move(entry)), find_(std::move(find)), limits_(bounds) {}
-
-  /// True for objects that stand for a tensor, also for kinds of tensors that make() refuses.
-  static bool is_tensor(const pickle_document& doc, id n) noexcept {
-    if (doc.kind(n) != pickle_kind::object) return false;
-    switch (doc.maker(n)) {
-      case torch_symbol::tensor_v1:
-      case torch_symbol::tensor_v2:
-      case torch_symbol::tensor_v3:
-      case torch_symbol::parameter:
-      case torch_symbol::parameter_with_state:
-      case torch_symbol::from_device:
-      case torch_symbol::from_type:
-      case torch_symbol::parameter_class:
-      case torch_symbol::tensor_class:
-      case torch_symbol::unsupported_tensor:
-        return true;
-      default:
-        return false;
-    }
-  }
-
-  /// The tensor that object `n` stands for; `where` is its name, for messages. @pre is_tensor(n)
-  /// @fails malformed (wrong arguments, views outside their storage, storages that do not fit their record), limit
-  /// (expansion, rank, elements), unsupported (sparse, quantized, meta tensors; element types without a counterpart).
-  result<tensor_ref> make(id n, const std::string& where) {
-    const auto known = made_.find(n);
-    if (known != made_.end()) {
-      TENSORSMITH_CHECK(account(known->second.info().bytes(), n, where));
-      return known->second;
-    }
-    TENSORSMITH_TRY(const tensor_ref made, make_new(n, where));
-    made_.emplace(n, made);
-    return made;
-  }
-
-  /// Keys of the storages that tensors were made of, sorted.
-  std::vector<std::string> used_keys() const {
-    std::vector<std::string> out;
-    for (const auto& [key, s] : storages_) out.push_back(key);
-    return out;
-  }
-  const std::vector<note>& notes() const noexcept { return notes_; }
-
- private:
-  struct storage {
-    dtype type = dtype::u8;
-    bool untyped = false;
-    std::uint64_t numel = 0;  // as declared: elements, of untyped storages bytes
-    torch_record record;
-    std::uint64_t bytes() const noexcept { return byte_count(type, static_cast<std::size_t>(numel)); }
-  };
-
-  failure fail(errc code, id n, const std::string& where, std::string what, std::string expected = {}, std::string found = {},
-               std::string advice = {}) const {
-    return failure{.code = code,
-                   .what = std::move(what),
-                   .file = file_,
-                   .place = entry_ + ", byte offset " + std::to_string(doc_.at(n)) + ", tensor " + quoted(where),
-                   .expected = std::move(expected),
-                   .found = std::move(found),
-                   .advice = std::move(advice)};
-  }
-
-  result<tensor_ref> make_new(id n, const std::string& where) {
-    torch_symbol symbol = doc_.maker(n);
-    id callable = doc_.callable(n), state = doc_.state(n);
-    std::vector<id> args = doc_.items(doc_.arguments(n));
-    for (;;) {  // through what wraps a tensor: parameters, subclasses
-      const bool wraps = symbol == torch_symbol::parameter || symbol == torch_symbol::parameter_with_state ||
-                         symbol == torch_symbol::from_device || symbol == torch_symbol::parameter_class;
-      if (symbol == torch_symbol::from_type) {
-        if (args.size() != 4 || doc_.kind(args[0]) != pickle_kind::global || doc_.kind(args[2]) != pickle_kind::tuple)
-          return fail(errc::malformed, n, where, "a tensor subclass is rebuilt from wrong arguments",
-                      "(function, class, arguments, state)", std::to_string(args.size()) + " arguments");
-        callable = args[0];
-        symbol = doc_.symbol(callable);
-        args = doc_.items(args[2]);
-        if (symbol == torch_symbol::from_type) return fail(errc::malformed, n, where, "a tensor subclass is rebuilt twice");
-      } else if (wraps) {
-        if (args.empty() || !is_tensor(doc_, args[0]))
-          return fail(errc::malformed, n, where, quoted(doc_.full_name(callable)) + " is called with wrong arguments",
-                      "a tensor first", args.empty() ? "nothing" : std::string(name_of(doc_.kind(args[0]))));
-        const id inner = args[0];
-        callable = doc_.callable(inner);
-        state = doc_.state(inner);
-        symbol = doc_.maker(inner);
-        args = doc_.items(doc_.arguments(inner));
-      } else {
-        break;
-      }
-    }
-    return base_tensor(n, where, symbol, callable, args, state);
-  }
-
-  result<tensor_ref> base_tensor(id n, const std::string& where, torch_symbol symbol, id callable, std::vector<id> args,
-                                 id state) {
-    std::size_t least = 6, most = 7;
-    switch (symbol) {
-      case torch_symbol::tensor_v1:
-        least = most = 4;
-        break;
-      case torch_symbol::tensor_v2:
-        break;
-      case torch_symbol::tensor_v3:
-        least = 7, most = 8;
-        break;
-      case torch_symbol::tensor_class:  // torch 0.1: an empty tensor whose state is (storage, offset, size, stride)
-        if (args.empty() && state != pickle_document::nothing && doc_.kind(state) == pickle_kind::tuple) args = doc_.items(state);
-        least = most = 4;
-        break;
-      case torch_symbol::unsupported_tensor:
-        return fail(errc::unsupported, n, where, "the tensor is sparse, quantized, nested or without data", "a dense tensor",
-                    quoted(doc_.full_name(callable)));
-      default:
-        return fail(errc::unsupported, n, where, "the tensor is rebuilt by an unknown function", "a function of torch._utils",
-                    quoted(doc_.full_name(callable)));
-    }
-    if (args.size() < least || args.size() > most)
-      return fail(errc::malformed, n, where, quoted(doc_.full_name(callable)) + " is called with wrong arguments",
-                  least == most ? std::to_string(least) + " arguments"
-                                : std::to_string(least) + " or " + std::to_string(most) + " arguments",
-                  std::to_string(args.size()));
-    if (doc_.kind(args[0]) != pickle_kind::storage)
-      return fail(errc::malformed, n, where, "the tensor has no storage", "a storage", std::string(name_of(doc_.kind(args[0]))));
-    TENSORSMITH_CHECK(check_rest(n, where, symbol, args));
-    TENSORSMITH_TRY(const storage* const s, find_storage(args[0], n, where));
-    dtype type = s->type;
-    if (symbol == torch_symbol::tensor_v3) {
-      const auto named = doc_.kind(args[6]) == pickle_kind::global ? element_type(doc_.name(args[6])) : std::nullopt;
-      if (!named || doc_.symbol(args[6]) != torch_symbol::element_type)
-        return fail(errc::unsupported, n, where, "the tensor's element type is not supported",
-                    "a floating, integer, boolean or complex type",
-                    doc_.kind(args[6]) == pickle_kind::global ? quoted(doc_.full_name(args[6]))
-                                                              : std::string(name_of(doc_.kind(args[6]))));
-      type = *named;
-    } else if (s->untyped) {
-      return fail(errc::malformed, n, where, "a tensor without element type lies in an untyped storage", "a typed storage",
-                  "UntypedStorage");
-    }
-    return view_of(n, where, *s, type, args);
-  }
-
-  /// The arguments behind storage, offset, size and stride: requires_grad, hooks, [dtype], [metadata].
-  result<void> check_rest(id n, const std::string& where, torch_symbol symbol, const std::vector<id>& args) const {
-    if (args.size() > 4 && doc_.kind(args[4]) != pickle_kind::boolean)
-      return fail(errc::malformed, n, where, "requires_grad is no boolean", "a boolean",
-                  std::string(name_of(doc_.kind(args[4]))));
-    if (args.size() > 5 && doc_.kind(args[5]) != pickle_kind::dict && doc_.kind(args[5]) != pickle_kind::none)
-      return fail(errc::malformed, n, where, "the hooks are no dict", "a dict or None", std::string(name_of(doc_.kind(args[5]))));
-    const std::size_t metadata = symbol == torch_symbol::tensor_v3 ? 7 : 6;
-    if (args.size() <= metadata || doc_.kind(args[metadata]) == pickle_kind::none) return {};
-    if (doc_.kind(args[metadata]) != pickle_kind::dict)
-      return fail(errc::malformed, n, where, "the tensor's metadata is no dict", "a dict",
-                  std::string(name_of(doc_.kind(args[metadata]))));
-    const std::vector<id> pairs = doc_.items(args[metadata]);
-    for (std::size_t i = 0; i + 1 < pairs.size(); i += 2) {
-      const bool off = doc_.kind(pairs[i + 1]) == pickle_kind::boolean && !doc_.boolean(pairs[i + 1]);
-      if (!off)
-        return fail(
-            errc::unsupported, n, where, "the tensor is stored with an operation to apply", "no metadata",
-            doc_.kind(pairs[i]) == pickle_kind::text ? quoted(doc_.text(pairs[i])) : std::string(name_of(doc_.kind(pairs[i]))));
+      shown.append(digits, std::to_chars(digits, digits + sizeof digits, value).ptr);
     }
     return {};
   }
 
-  result<const storage*> find_storage(id node, id n, const std::string& where) {
-    const std::vector<id> parts = doc_.items(doc_.persistent(node));
-    const std::string key(doc_.text(parts[2]));
-    const auto numel = static_cast<std::uint64_t>(doc_.integer(parts[4]));
-    const auto type = storage_type(doc_.name(parts[1]));
-    const bool untyped = doc_.name(parts[1]) == "UntypedStorage";
-    if (!type)
-      return fail(errc::unsupported, n, where, "the storage's element type is not supported",
-                  "a floating, integer, boolean or complex type", quoted(doc_.full_name(parts[1])));
-    const auto known = storages_.find(key);
-    if (known != storages_.end()) {
-      const storage& s = known->second;
-      if (s.type != *type || s.untyped != untyped || s.numel != numel)
-        return fail(errc::malformed, n, where, "storage " + quoted(key) + " is declared twice in different ways",
-                    std::to_string(s.numel) + " elements of " + std::string(name_of(s.type)),
-                    std::to_string(numel) + " of " + std::string(name_of(*type)));
-      return &s;
+  /// Reads a value that is no array and appends its text.
+  result<void> read_value(std::uint32_t type, std::uint64_t start, const std::string& key, std::string& shown) {
+    switch (type) {
+      case u8: return append_number<std::uint8_t>(shown);
+      case i8: return append_number<std::int8_t>(shown);
+      case u16: return append_number<std::uint16_t>(shown);
+      case i16: return append_number<std::int16_t>(shown);
+      case u32: return append_number<std::uint32_t>(shown);
+      case i32: return append_number<std::int32_t>(shown);
+      case f32: return append_number<float>(shown);
+      case u64: return append_number<std::uint64_t>(shown);
+      case i64: return append_number<std::int64_t>(shown);
+      case f64: return append_number<double>(shown);
+      case boolean: {
+        TENSORSMITH_TRY(const auto value, number<std::uint8_t>("a value"));
+        if (value > 1) return fail(errc::malformed, at_ - 1, "the boolean " + quoted(key) + " is neither 0 nor 1", "0 or 1", text(value));
+        shown += value != 0 ? "true" : "false";
+        return {};
+      }
+      case string: return read_text(shown, shown_bytes);
+      default:
+        return fail(errc::malformed, start, "the value of " + quoted(key) + " has an unknown type", "0 to 12", text(type));
     }
-    TENSORSMITH_TRY(torch_record record, find_(key));
-    const detail::wide_count needed = static_cast<detail::wide_count>(numel) * (bits_of(*type) / 8);
-    if (needed > record.bytes)
-      return fail(
-          errc::malformed, n, where, "storage " + quoted(key) + " is shorter than declared",
-          detail::to_text(needed) + " bytes (" + std::to_string(numel) + " elements of " + std::string(name_of(*type)) + ")",
-          std::to_string(record.bytes) + " bytes", "is the download incomplete?");
-    if (needed < record.bytes)
-      notes_.push_back({note::level::info, record.place,
-                        std::to_string(record.bytes - static_cast<std::uint64_t>(needed)) +
-                            " bytes behind the declared end of the storage are not used."});
-    stored_bytes_ += record.bytes;
-    return &storages_.emplace(key, storage{*type, untyped, numel, std::move(record)}).first->second;
   }
 
-  /// The integers of a tuple, none negative.
-  result<std::vector<std::uint64_t>> extents(id tuple, id n, const std::string& where, const char* what) const {
-    if (doc_.kind(tuple) != pickle_kind::tuple && doc_.kind(tuple) != pickle_kind::list)
-      return fail(errc::malformed, n, where, std::string("the tensor's ") + what + " is no tuple", "a tuple of integers",
-                  std::string(name_of(doc_.kind(tuple))));
-    if (doc_.count(tuple) > limits_.rank)
-      return fail(errc::limit, n, where, "the tensor has too many dimensions", std::to_string(limits_.rank) + " at most",
-                  std::to_string(doc_.count(tuple)), "raise it with --max-rank");
-    std::vector<std::uint64_t> out;
-    for (const id item : doc_.items(tuple)) {
-      if (doc_.kind(item) != pickle_kind::integer || doc_.integer(item) < 0)
-        return fail(
-            errc::malformed, n, where, std::string("the tensor's ") + what + " is wrong", "integers from 0",
-            doc_.kind(item) == pickle_kind::integer ? std::to_string(doc_.integer(item)) : std::string(name_of(doc_.kind(item))));
-      out.push_back(static_cast<std::uint64_t>(doc_.integer(item)));
+  result<void> read_text(std::string& shown, std::size_t most) {
+    TENSORSMITH_TRY(const std::uint64_t length, number<std::uint64_t>("a string"));
+    TENSORSMITH_TRY(std::string value, characters(length, most, "a string"));
+    std::size_t bad = value.size();
+    if (!is_utf8(value, bad) && (length <= most || bad + 4 < value.size())) shown += quoted(value);  // metadata is text: escape what is none
+    else shown += value.substr(0, bad);
+    if (length > most) shown += "…(" + text(length) + " bytes)";
+    return {};
+  }
+
+  /// Reads an array of values; only the first few are kept.
+  result<void> read_array(const std::string& key, std::string& shown) {
+    const std::uint64_t start = at_;
+    TENSORSMITH_TRY(const auto type, number<std::uint32_t>("the type of an array"));
+    TENSORSMITH_TRY(const auto count, number<std::uint64_t>("the length of an array"));
+    if (type == array)
+      return fail(errc::unsupported, start, "the value of " + quoted(key) + " is an array of arrays", "an array of numbers or strings");
+    if (type >= value_types)
+      return fail(errc::malformed, start, "the array " + quoted(key) + " has elements of an unknown type", "0 to 12", text(type));
+    const std::size_t smallest = type == string ? 8 : value_bytes[type];
+    if (count > left() / smallest)
+      return fail(errc::malformed, start + 4, "the array " + quoted(key) + " ends past the end of the file",
+                  "at most " + text(left() / smallest) + " values", text(count), "download or copy it again");
+    shown = "[";
+    for (std::uint64_t i = 0; i < std::min<std::uint64_t>(count, shown_values); ++i) {
+      if (i > 0) shown += ", ";
+      if (type == string) TENSORSMITH_CHECK(read_text(shown, 200));
+      else TENSORSMITH_CHECK(read_value(type, start, key, shown));
     }
-    return out;
-  }
-
-  result<tensor_ref> view_of(id n, const std::string& where, const storage& s, dtype type, const std::vector<id>& args) {
-    if (doc_.kind(args[1]) != pickle_kind::integer || doc_.integer(args[1]) < 0)
-      return fail(errc::malformed, n, where, "the tensor's offset is wrong", "an integer from 0",
-                  doc_.kind(args[1]) == pickle_kind::integer ? std::to_string(doc_.integer(args[1]))
-                                                             : std::string(name_of(doc_.kind(args[1]))));
-    const auto offset = static_cast<std::uint64_t>(doc_.integer(args[1]));
-    TENSORSMITH_TRY(const auto sizes, extents(args[2], n, where, "size"));
-    TENSORSMITH_TRY(const auto strides, extents(args[3], n, where, "stride"));
-    if (sizes.size() != strides.size())
-      return fail(errc::malformed, n, where, "the tensor has other numbers of sizes and strides", std::to_string(sizes.size()),
-                  std::to_string(strides.size()));
-    const bool empty = std::find(sizes.begin(), sizes.end(), 0) != sizes.end();
-    detail::wide_count last = offset, count = 1;
-    for (std::size_t i = 0; i < sizes.size(); ++i) {
-      if (sizes[i] >= limits_.elements || (!empty && count * sizes[i] >= limits_.elements))
-        return fail(errc::limit, n, where, "the tensor has too many elements", "less than " + std::to_string(limits_.elements),
-                    sizes[i] >= limits_.elements ? std::to_string(sizes[i]) : detail::to_text(count * sizes[i]),
-                    "no file this large is supported");
-      if (empty) continue;
-      count *= sizes[i];
-      last += static_cast<detail::wide_count>(sizes[i] - 1) * strides[i];
+    if (count > shown_values) {
+      TENSORSMITH_CHECK(skip_values(type, count - shown_values));
+      shown += ", …(" + text(count) + " values)";
     }
-    const std::uint64_t elements = s.bytes() / (bits_of(type) / 8);
-    if (!empty && last >= elements)
-      return fail(errc::malformed, n, where, "the tensor reaches past its storage", "elements below " + std::to_string(elements),
-                  "element " + detail::to_text(last) + " (offset " + std::to_string(offset) + ", size " +
-                      to_string(shape_type(sizes.begin(), sizes.end())) + ", stride " +
-                      to_string(shape_type(strides.begin(), strides.end())) + ")");
-    const std::uint64_t bytes = empty ? 0 : static_cast<std::uint64_t>(count) * (bits_of(type) / 8);
-    if (bytes > free_bytes && bytes / limits_.expansion > s.record.bytes)
-      return fail(errc::limit, n, where, "the tensor repeats its stored elements too often",
-                  "at most " + std::to_string(limits_.expansion) + " times",
-                  std::to_string(bytes) + " bytes from " + std::to_string(s.record.bytes) + " stored",
-                  "raise it with --max-expansion");
-    TENSORSMITH_CHECK(account(bytes, n, where));
-    const std::uint64_t first = s.record.offset + (empty ? 0 : offset * (bits_of(type) / 8));
-    return tensor_ref{strided_tensor(s.record.source, first, type, shape_type(sizes.begin(), sizes.end()),
-                                     std::vector<std::size_t>(strides.begin(), strides.end()), where, s.record.check),
-                      0};
+    shown += "]";
+    return {};
   }
 
-  /// Many names for the same bytes must not add up to more than the file could reasonably stand for.
-  result<void> account(std::uint64_t bytes, id n, const std::string& where) {
-    produced_bytes_ += std::min(bytes, ~std::uint64_t{0} - produced_bytes_);
-    if (produced_bytes_ <= free_bytes || produced_bytes_ / limits_.expansion <= stored_bytes_) return {};
-    return fail(errc::limit, n, where, "the tensors together repeat their storages too often",
-                "at most " + std::to_string(limits_.expansion) + " times",
-                std::to_string(produced_bytes_) + " bytes from " + std::to_string(stored_bytes_) + " stored",
-                "raise it with --max-expansion");
+  result<void> skip_values(std::uint32_t type, std::uint64_t count) {
+    if (type != string) {
+      TENSORSMITH_CHECK(need(count * value_bytes[type], "an array"));  // cannot wrap: count was compared with the bytes left
+      at_ += count * value_bytes[type];
+      return {};
+    }
+    for (; count > 0; --count) {
+      TENSORSMITH_TRY(const auto length, number<std::uint64_t>("a string"));
+      TENSORSMITH_CHECK(need(length, "a string"));
+      at_ += length;
+    }
+    return {};
   }
 
-  static constexpr std::uint64_t free_bytes = 64u << 20;  // repeating is no concern below this size
+  result<void> read_tensors() {
+    if (tensor_count_ > left() / 24)
+      return fail(errc::malformed, 8, "the file has no room for its tensors", "at most " + text(left() / 24), text(tensor_count_));
+    for (std::uint64_t i = 0; i < tensor_count_; ++i) {
+      gguf_tensor t;
+      t.place = at_;
+      TENSORSMITH_TRY(t.name, name("the name of a tensor"));
+      TENSORSMITH_CHECK(read_tensor(t));
+      tensors.push_back(std::move(t));
+    }
+    out.data_offset = at_ + (out.alignment - at_ % out.alignment) % out.alignment;
+    return {};
+  }
 
-  const pickle_document& doc_;
-  std::string file_, entry_;
-  find_record find_;
-  limits limits_;
-  std::map<std::string, storage> storages_;
-  std::map<id, tensor_ref> made_;
-  std::vector<note> notes_;
-  std::uint64_t stored_bytes_ = 0, produced_bytes_ = 0;
+  result<void> read_tensor(gguf_tensor& t) {
+    const auto who = [&] { return "the tensor " + quoted(t.name); };
+    std::uint64_t start = at_;
+    TENSORSMITH_TRY(t.rank, number<std::uint32_t>("a tensor"));
+    if (t.rank > t.extents.size())
+      return fail(errc::unsupported, start, who() + " has too many dimensions", "at most 4", text(t.rank));
+    for (std::uint32_t d = 0; d < t.rank; ++d) {
+      TENSORSMITH_TRY(t.extents[d], number<std::uint64_t>("a tensor"));
+    }
+    const std::uint64_t shape_at = std::exchange(start, at_) + 4;  // behind the number of dimensions
+    TENSORSMITH_TRY(const auto type, number<std::uint32_t>("a tensor"));
+    TENSORSMITH_TRY(t.offset, number<std::uint64_t>("a tensor"));
+    t.type = find_gguf_type(type);
+    if (!t.type || t.type->encoding == gguf_encoding::unsupported)
+      return fail(errc::unsupported, start, who() + " has an unsupported type", "F32, F16, BF16, F64, I8, I16, I32, I64, Q8_0 or Q4_0",
+                  t.type ? std::string(t.type->name) : "type " + text(type), t.type ? "convert the file to one of these with llama-quantize" : "");
+    std::uint64_t elements = 1, dense = 1;  // dense: without the extents that are 0, which libraries multiply as well
+    bool overflow = false, too_large = false;
+    for (std::uint32_t d = 0; d < t.rank; ++d) {
+      overflow = overflow || __builtin_mul_overflow(elements, t.extents[d], &elements);
+      too_large = too_large || __builtin_mul_overflow(dense, std::max<std::uint64_t>(t.extents[d], 1), &dense) || dense >= bounds_.elements;
+    }
+    // Also where a later extent is 0, the products before it must not wrap.
+    if (overflow) return fail(errc::malformed, shape_at, "the size of " + who() + " overflows 64 bits", {}, "shape " + to_string(shape_of(t)));
+    if (too_large)
+      return fail(errc::limit, shape_at, who() + " is too large", "fewer than " + text(bounds_.elements) + " elements",
+                  "shape " + to_string(shape_of(t)), "raise limits::elements (--max-elements) if you trust it");
+    const std::uint64_t inner = t.rank > 0 ? t.extents[0] : 1;
+    if (inner % t.type->block != 0)
+      return fail(errc::malformed, shape_at, who() + " has rows that are no whole blocks of " + std::string(t.type->name),
+                  "a multiple of " + text(t.type->block) + " columns", text(inner));
+    if (__builtin_mul_overflow(elements / t.type->block, std::uint64_t{t.type->block_bytes}, &t.bytes))
+      return fail(errc::malformed, shape_at, "the size of " + who() + " overflows 64 bits", {}, "shape " + to_string(shape_of(t)));
+    if (t.offset % out.alignment != 0)
+      return fail(errc::malformed, start + 4, who() + " is not aligned", "a multiple of " + text(out.alignment), text(t.offset));
+    return {};
+  }
+
+ public:
+  /// Our order of the dimensions: outermost first.
+  static shape_type shape_of(const gguf_tensor& t) {
+    shape_type shape;
+    for (std::uint32_t d = t.rank; d-- > 0;) shape.push_back(static_cast<std::size_t>(t.extents[d]));
+    return shape;
+  }
+
+ private:
+  result<void> check_names() const {
+    const auto order = order_by_name(tensors.size(), [&](std::size_t i) { return std::string_view(tensors[i].name); });
+    for (std::size_t i = 1; i < order.size(); ++i) {
+      const gguf_tensor &a = tensors[order[i - 1]], &b = tensors[order[i]];
+      if (a.name == b.name)
+        return fail(errc::malformed, std::max(a.place, b.place), "the tensor " + quoted(a.name) + " appears twice", "unique names",
+                    "also at byte offset " + text(std::min(a.place, b.place)));
+    }
+    return {};
+  }
+
+  /// Proves that the tensors cover the data without overlap, and without holes and rests larger than the alignment makes them.
+  result<void> check_layout() const {
+    std::vector<std::uint32_t> order(tensors.size());
+    for (std::size_t i = 0; i < order.size(); ++i) order[i] = static_cast<std::uint32_t>(i);
+    std::stable_sort(order.begin(), order.end(), [&](std::uint32_t a, std::uint32_t b) {
+      return tensors[a].offset != tensors[b].offset ? tensors[a].offset < tensors[b].offset : tensors[a].bytes < tensors[b].bytes;
+    });
+    if (tensors.empty()) return check_end(0);
+    if (out.data_offset > file_.size())
+      return fail(errc::malformed, file_.size(), "the file is cut off", "data from byte " + text(out.data_offset) + " on",
+                  text(file_.size()) + " bytes", "download or copy it again");
+    const std::uint64_t present = file_.size() - out.data_offset;
+    std::uint64_t end = 0, next = 0;  // of the tensors so far; where the next may begin
+    const gguf_tensor* before = nullptr;
+    for (const std::uint32_t i : order) {
+      const gguf_tensor& t = tensors[i];
+      if (t.offset < end)
+        return fail(errc::malformed, t.place, "the tensors " + quoted(before->name) + " and " + quoted(t.name) + " overlap",
+                    "an offset of at least " + text(end), text(t.offset));
+      if (t.offset > next)
+        return fail(errc::malformed, t.place, "a hole of " + text(t.offset - next) + " bytes lies before the tensor " + quoted(t.name),
+                    "offset " + text(next), text(t.offset));
+      if (t.offset > present || t.bytes > present - t.offset)
+        return fail(errc::malformed, t.place, "the tensor " + quoted(t.name) + " ends past the end of the file",
+                    text(t.bytes) + " bytes at offset " + text(t.offset) + " of the data", text(present) + " bytes of data",
+                    "download or copy it again");
+      end = t.offset + t.bytes;
+      next = end + (out.alignment - end % out.alignment) % out.alignment;
+      before = &t;
+    }
+    return check_end(end);
+  }
+
+  result<void> check_end(std::uint64_t end) const {
+    // Without tensors the padding before the data may be missing, too.
+    const std::uint64_t begin = tensors.empty() ? at_ : out.data_offset + end;
+    const std::uint64_t most = begin + (out.alignment - begin % out.alignment) % out.alignment;
+    if (file_.size() <= most) return {};
+    return fail(errc::malformed, most, text(file_.size() - most) + " bytes behind the last tensor belong to no tensor",
+                "at most " + text(most) + " bytes", text(file_.size()));
+  }
+
+  const byte_source& file_;
+  const limits& bounds_;
+  std::uint64_t at_ = 0, window_at_ = 0;
+  std::uint64_t tensor_count_ = 0, pair_count_ = 0;
+  std::vector<std::byte> window_;
 };
 
-TENSORSMITH_END_NAMESPACE
-#endif  // TENSORSMITH_HAS_FORMAT_TORCH_TENSORS_HPP
+}  // namespace detail
 
-#ifndef TENSORSMITH_HAS_CORE_HALF_HPP
-#define TENSORSMITH_HAS_CORE_HALF_HPP
-// tensorsmith/core/half.hpp: the 16-bit floating-point encodings, converted in integer arithmetic. These scalar functions are the
-// definition; core/convert.hpp holds kernels that must give the same bits.
+/// True if the file starts as a GGUF file.
+inline bool looks_like_gguf(const byte_source& file) {
+  char magic[4];
+  return file.size() >= sizeof magic && file.read_at(0, std::as_writable_bytes(std::span(magic))) && std::string_view(magic, 4) == "GGUF";
+}
 
-TENSORSMITH_BEGIN_NAMESPACE
-
-/// f32 → IEEE binary16, round to nearest even; overflow gives infinity; NaN keeps sign and the top payload bits, made quiet.
-constexpr std::uint16_t f32_to_f16(float value) noexcept {
-  const std::uint32_t bits = std::bit_cast<std::uint32_t>(value);
-  const auto sign = static_cast<std::uint16_t>((bits >> 16) & 0x8000U);
-  const std::uint32_t magnitude = bits & 0x7FFFFFFFU;
-  if (magnitude > 0x7F800000U) return static_cast<std::uint16_t>(sign | 0x7E00U | ((magnitude >> 13) & 0x3FFU));
-  if (magnitude >= 0x47800000U) return static_cast<std::uint16_t>(sign | 0x7C00U);  // 65536 and above
-  if (magnitude < 0x33000000U) return sign;                                         // below 2^-25: rounds to zero
-  std::uint32_t shift = 13, mantissa = magnitude, base = 0;
-  if (magnitude < 0x38800000U) {  // subnormal in f16: below 2^-14
-    shift = 126U - (magnitude >> 23);
-    mantissa = (magnitude & 0x7FFFFFU) | 0x800000U;
-  } else {
-    base = 112U << 10;  // difference of the exponent biases, 127 - 15
+/// Reads the metadata and the names, types and shapes of all tensors; no tensor is read.
+/// @fails malformed, limit, unsupported (versions, big-endian files, tensor types, nested arrays), io
+inline result<gguf_contents> read_gguf(std::shared_ptr<const byte_source> file, const limits& bounds = {}) {
+  detail::gguf_reader reader(*file, bounds);
+  TENSORSMITH_CHECK(reader.read());
+  gguf_contents out = std::move(reader.out);
+  std::vector<catalog_entry> planned;
+  planned.reserve(reader.tensors.size());
+  out.stored_types.reserve(reader.tensors.size());
+  for (detail::gguf_tensor& t : reader.tensors) {
+    std::string origin = file->name() + ": " + quoted(t.name);
+    const std::uint64_t offset = out.data_offset + t.offset;
+    shape_type shape = detail::gguf_reader::shape_of(t);
+    recipe_ptr source;
+    if (t.type->encoding == gguf_encoding::direct) source = stored_tensor(file, offset, t.type->type, std::move(shape), origin);
+    else source = std::make_shared<dequantized_recipe>(file, offset, *t.type, std::move(shape), origin);
+    out.stored_types.emplace_back(t.name, t.type->name);
+    planned.push_back({std::move(t.name), {std::move(source), 0}, std::move(origin)});
   }
-  const std::uint32_t half = std::uint32_t{1} << (shift - 1);
-  const std::uint32_t rest = mantissa & ((std::uint32_t{1} << shift) - 1);
-  std::uint32_t rounded = (mantissa >> shift) - base;
-  if (rest > half || (rest == half && (rounded & 1U))) ++rounded;  // a carry moves into the exponent, up to infinity
-  return static_cast<std::uint16_t>(sign | rounded);
-}
-
-/// IEEE binary16 → f32, exact; a signalling NaN becomes quiet.
-constexpr float f16_to_f32(std::uint16_t half) noexcept {
-  const std::uint32_t sign = static_cast<std::uint32_t>(half & 0x8000U) << 16;
-  const std::uint32_t exponent = (half >> 10) & 0x1FU;
-  std::uint32_t mantissa = half & 0x3FFU;
-  if (exponent == 0x1F)
-    return std::bit_cast<float>(sign | 0x7F800000U | (mantissa ? 0x400000U : 0U) | (mantissa << 13));
-  if (exponent != 0) return std::bit_cast<float>(sign | ((exponent + 112U) << 23) | (mantissa << 13));
-  if (mantissa == 0) return std::bit_cast<float>(sign);
-  const auto leading = static_cast<std::uint32_t>(std::countl_zero(mantissa)) - 21U;  // of the 10-bit field
-  mantissa = (mantissa << leading) & 0x3FFU;
-  return std::bit_cast<float>(sign | ((113U - leading) << 23) | (mantissa << 13));
-}
-
-/// f32 → bfloat16, round to nearest even; NaN keeps sign and the top payload bits, made quiet.
-constexpr std::uint16_t f32_to_bf16(float value) noexcept {
-  const std::uint32_t bits = std::bit_cast<std::uint32_t>(value);
-  if ((bits & 0x7FFFFFFFU) > 0x7F800000U) return static_cast<std::uint16_t>((bits >> 16) | 0x40U);
-  return static_cast<std::uint16_t>((bits + 0x7FFFU + ((bits >> 16) & 1U)) >> 16);
-}
-
-/// bfloat16 → f32, exact.
-constexpr float bf16_to_f32(std::uint16_t bits) noexcept {
-  return std::bit_cast<float>(static_cast<std::uint32_t>(bits) << 16);
-}
-
-/// f64 → f16 in one rounding: the f32 between them is rounded to odd, so the second rounding sees every lost bit.
-constexpr float f64_to_f32_odd(double value) noexcept {
-  const auto nearest = static_cast<float>(value);
-  const auto back = static_cast<double>(nearest);
-  const std::uint32_t bits = std::bit_cast<std::uint32_t>(nearest);
-  if (back == value || back != back || (bits & 0x7F800000U) == 0x7F800000U || (bits & 1U)) return nearest;
-  const bool away = (back < 0 ? -back : back) > (value < 0 ? -value : value);
-  if (back == 0) return std::bit_cast<float>((value < 0 ? 0x80000000U : 0U) | 1U);
-  return std::bit_cast<float>(away ? bits - 1 : bits + 1);
+  TENSORSMITH_CHECK(out.tensors.add_all(std::move(planned)));
+  return out;
 }
 
 TENSORSMITH_END_NAMESPACE
-#endif  // TENSORSMITH_HAS_CORE_HALF_HPP
+#endif  // TENSORSMITH_HAS_FORMAT_GGUF_READ_HPP
 
-#ifndef TENSORSMITH_HAS_FORMAT_TORCH_WALK_HPP
-#define TENSORSMITH_HAS_FORMAT_TORCH_WALK_HPP
-// tensorsmith/format/torch/walk.hpp: where the weights sit in a checkpoint's top-level object, and what is left out of it.
+#ifndef TENSORSMITH_HAS_FORMAT_NUMPY_HEADER_HPP
+#define TENSORSMITH_HAS_FORMAT_NUMPY_HEADER_HPP
+// tensorsmith/format/numpy/header.hpp: the header of a .npy file, read strictly and written.
 //
-// Included by read.hpp. The walk has no recursion, refuses cycles, and looks at no more values than a pickle may have opcodes.
+// The format (numpy/lib/format.py): "\x93NUMPY", version (1.0, 2.0 or 3.0), the header's length in 2 or 4 bytes, and a Python
+// dictionary literal with exactly the keys 'descr', 'fortran_order' and 'shape'. Only numbers are read: nothing is evaluated, and
+// pickled objects are refused.
 
 TENSORSMITH_BEGIN_NAMESPACE
 
-/// Part of a checkpoint that was left out on purpose: "optimizer_states", "callbacks".
-struct torch_ignored {
-  std::string path;                  ///< keys from the top, joined with '/'
-  std::string kind;                  ///< "a list", "an object"
-  std::size_t tensors = 0;           ///< tensors inside
-  std::vector<std::string> classes;  ///< Python classes named inside that mean nothing here, at most 16
+/// What a .npy header says, proven to be a type that we have and a shape within the limits.
+struct npy_header {
+  dtype type = dtype::f32;
+  bool big_endian = false;     ///< elements of more than one byte, most significant byte first
+  bool fortran_order = false;  ///< the first dimension is the dense one
+  shape_type shape;
+  std::uint64_t data_offset = 0;  ///< from the first byte of the file
 
-  /// "optimizer_states: a list, 392 tensors, classes torch.optim.AdamW".
-  std::string text() const {
-    std::string out = path + ": " + kind;
-    if (tensors > 0) out += ", " + std::to_string(tensors) + (tensors == 1 ? " tensor" : " tensors");
-    for (std::size_t i = 0; i < classes.size(); ++i) out += (i == 0 ? ", classes " : ", ") + classes[i];
+  /// Bytes of the data.
+  std::uint64_t data_bytes() const noexcept { return byte_count(type, element_count(shape)); }
+  /// Strides in elements.
+  std::vector<std::size_t> strides() const {
+    std::vector<std::size_t> out(shape.size(), 1);
+    for (std::size_t i = 1; i < shape.size(); ++i) {
+      const std::size_t to = fortran_order ? i : shape.size() - 1 - i, from = fortran_order ? i - 1 : to + 1;
+      out[to] = out[from] * (shape[from] > 0 ? shape[from] : 1);
+    }
     return out;
   }
-};
-
-/// What a torch checkpoint holds.
-struct torch_checkpoint {
-  catalog tensors;                     ///< in the order of the file, named below `selected`
-  std::string selected;                ///< path of the dict the tensors come from: "state_dict"; empty for the top
-  std::vector<torch_ignored> ignored;  ///< everything that is neither tensor nor scalar
-  std::vector<std::pair<std::string, json_value>> scalars;  ///< "global_step" → 470000; numpy scalars become numbers
-  std::vector<note> notes;
 };
 
 namespace detail {
 
-/// Finds the weights in the values of a pickle.
-class torch_walk {
- public:
-  using id = pickle_document::id;
-  static constexpr id none = pickle_document::nothing;
-  torch_walk(const pickle_document& doc, torch_tensors& tensors, std::string file, std::string entry, const limits& bounds)
-      : doc_(doc), tensors_(tensors), file_(std::move(file)), entry_(std::move(entry)), limits_(bounds) {}
+inline constexpr std::string_view npy_magic = "\x93NUMPY";
 
-  /// `select`: path of the dict to read, keys joined with '/'; empty to find it.
-  result<torch_checkpoint> run(std::string_view select) {
-    id node = doc_.root();
-    TENSORSMITH_TRY(node, select.empty() ? find_weights(node) : follow(node, select));
-    out_.selected = path_;
-    TENSORSMITH_CHECK(visit(node, {}, path_));
-    while (!frames_.empty()) TENSORSMITH_CHECK(next());
-    if (out_.tensors.empty())
-      return fail(errc::unsupported, doc_.root(), "the checkpoint holds no tensors", "a dict of tensors",
-                  doc_.kind(doc_.root()) == pickle_kind::dict ? "keys " + keys_of(doc_.root()) : describe(doc_.root()));
+struct npy_dtype {
+  std::string_view code;  // kind and bytes
+  dtype type;
+};
+inline constexpr npy_dtype npy_dtypes[] = {
+    {"b1", dtype::boolean}, {"i1", dtype::i8}, {"i2", dtype::i16}, {"i4", dtype::i32}, {"i8", dtype::i64},
+    {"u1", dtype::u8}, {"u2", dtype::u16}, {"u4", dtype::u32}, {"u8", dtype::u64},
+    {"f2", dtype::f16}, {"f4", dtype::f32}, {"f8", dtype::f64}, {"c8", dtype::c64}, {"c16", dtype::c128}};
+
+/// Reads the dictionary of a header. Offsets in messages count from the first byte of the .npy file.
+class npy_header_parser {
+ public:
+  npy_header_parser(std::string_view text, std::size_t base, std::string file, std::string place, const limits& bounds)
+      : text_(text), base_(base), file_(std::move(file)), place_(std::move(place)), bounds_(bounds) {}
+
+  result<npy_header> parse() {
+    skip_space();
+    if (!take('{')) return wrong("the header is no dictionary", "'{'");
+    for (;;) {
+      skip_space();
+      if (take('}')) break;
+      TENSORSMITH_CHECK(parse_pair());
+      skip_space();
+      if (take(',')) continue;
+      if (!take('}')) return wrong("the header's dictionary is damaged", "',' or '}'");
+      break;
+    }
+    skip_space();
+    if (at_ != text_.size()) return wrong("the header goes on behind its dictionary", "spaces");
+    constexpr std::string_view names[] = {"'descr'", "'fortran_order'", "'shape'"};
+    for (unsigned k = 0; k < 3; ++k)
+      if (!(seen_ & (1U << k))) return wrong("the header has no " + std::string(names[k]), "'descr', 'fortran_order' and 'shape'", {});
+    TENSORSMITH_CHECK(check_size());
     return std::move(out_);
   }
 
  private:
-  struct frame {
-    id owner;
-    std::vector<id> items;  // key, value, … or values
-    bool pairs;
-    std::size_t at = 0;
-    std::string prefix;  // of tensor names, with its dot
-    std::string path;    // from the top, for messages
+  failure fail(errc code, std::string what, std::string expected, std::string found, std::string advice = {}) const {
+    return failure{.code = code, .what = std::move(what), .file = file_,
+                   .place = place_ + "byte offset " + std::to_string(base_ + at_), .expected = std::move(expected),
+                   .found = std::move(found), .advice = std::move(advice)};
+  }
+  failure wrong(std::string what, std::string expected) const { return wrong(std::move(what), std::move(expected), next()); }
+  failure wrong(std::string what, std::string expected, std::string found) const {
+    return fail(errc::malformed, std::move(what), std::move(expected), std::move(found));
+  }
+  std::string next() const { return at_ < text_.size() ? quoted(text_.substr(at_, 12)) : "the end of the header"; }
+
+  void skip_space() noexcept {
+    while (at_ < text_.size() && (text_[at_] == ' ' || text_[at_] == '\n' || text_[at_] == '\t' || text_[at_] == '\r')) ++at_;
+  }
+  bool take(char wanted) noexcept {
+    if (at_ >= text_.size() || text_[at_] != wanted) return false;
+    return ++at_, true;
+  }
+  bool take(std::string_view wanted) noexcept {
+    if (text_.substr(at_, wanted.size()) != wanted) return false;
+    return at_ += wanted.size(), true;
+  }
+
+  result<void> parse_pair() {
+    const std::size_t start = at_;
+    TENSORSMITH_TRY(const std::string_view key, parse_string("a key in quotes"));
+    const unsigned k = key == "descr" ? 0 : key == "fortran_order" ? 1 : key == "shape" ? 2 : 3;
+    if (k == 3 || (seen_ & (1U << k)) != 0) {
+      at_ = start;
+      return wrong(k == 3 ? "the header has an unknown key" : "the header has a key twice", "'descr', 'fortran_order' and 'shape', once each",
+                   quoted(key));
+    }
+    seen_ |= 1U << k;
+    skip_space();
+    if (!take(':')) return wrong("a key has no value", "':'");
+    skip_space();
+    if (k == 0) return parse_type();
+    if (k == 2) return parse_shape();
+    if (take(std::string_view("True"))) return out_.fortran_order = true, result<void>();
+    if (take(std::string_view("False"))) return {};
+    return wrong("'fortran_order' has a value of the wrong kind", "True or False");
+  }
+
+  result<std::string_view> parse_string(std::string_view what) {
+    if (at_ >= text_.size() || (text_[at_] != '\'' && text_[at_] != '"')) return wrong("the header's dictionary is damaged", std::string(what));
+    const char quote = text_[at_++];
+    const std::size_t start = at_;
+    while (at_ < text_.size() && text_[at_] != quote && text_[at_] != '\\') ++at_;
+    if (at_ == text_.size() || text_[at_] == '\\') return wrong("a string of the header does not end", "a closing quote, no escapes");
+    return text_.substr(start, at_++ - start);
+  }
+
+  result<void> parse_type() {
+    const std::size_t start = at_;
+    if (at_ < text_.size() && text_[at_] == '[')
+      return fail(errc::unsupported, "the array has a structured type", "an array of numbers", "records of named fields",
+                  "save each field as an array of its own");
+    TENSORSMITH_TRY(const std::string_view descr, parse_string("the array's type in quotes"));
+    const std::size_t end = std::exchange(at_, start);
+    const bool order = !descr.empty() && (descr[0] == '<' || descr[0] == '>' || descr[0] == '|' || descr[0] == '=');
+    const std::string_view code = order ? descr.substr(1) : std::string_view();
+    for (const npy_dtype& row : npy_dtypes) {
+      if (row.code != code) continue;
+      if (descr[0] == '|' && bits_of(row.type) > 8)
+        return wrong("the array's type has no byte order", "'<' or '>' before " + std::string(code), quoted(descr));
+      out_.type = row.type;
+      out_.big_endian = descr[0] == '>' && bits_of(row.type) > 8;
+      at_ = end;
+      return {};
+    }
+    return refuse_type(descr, code.empty() ? '\0' : code[0], code);
+  }
+
+  failure refuse_type(std::string_view descr, char kind, std::string_view code) const {
+    const auto refuse = [&](std::string what, std::string advice) {
+      return fail(errc::unsupported, std::move(what), "booleans, integers, f2, f4, f8, c8 or c16", quoted(descr), std::move(advice));
+    };
+    switch (kind) {
+      case 'O': return refuse("the array holds pickled Python objects, which are never loaded", "save numbers: array.astype('f4')");
+      case 'S': case 'U': case 'a': return refuse("the array holds strings", "save numbers only");
+      case 'M': case 'm': return refuse("the array holds dates or durations", "save them as integers: array.view('i8')");
+      case 'V':
+        if (code == "V2")
+          return refuse("the array's elements are raw bytes",
+                        "if they were bfloat16 (NumPy forgets the type), save array.astype('f4'), or write safetensors");
+        return refuse("the array's elements are raw bytes", "save numbers: array.astype('f4')");
+      default: return refuse("the array has an unsupported type", "save it with another type: array.astype('f4')");
+    }
+  }
+
+  result<void> parse_shape() {
+    if (!take('(')) return wrong("'shape' has a value of the wrong kind", "a tuple of integers");
+    bool comma = false;
+    for (;;) {
+      skip_space();
+      if (take(')')) break;
+      if (!out_.shape.empty() && !comma) return wrong("'shape' is damaged", "',' or ')'");
+      if (out_.shape.size() >= bounds_.rank)
+        return fail(errc::limit, "the array has too many dimensions", "at most " + std::to_string(bounds_.rank), {},
+                    "raise limits::rank (--max-rank) if you trust it");
+      TENSORSMITH_TRY(const std::size_t extent, parse_extent());
+      out_.shape.push_back(extent);
+      skip_space();
+      comma = take(',');
+    }
+    if (out_.shape.size() == 1 && !comma) return wrong("'shape' has a value of the wrong kind", "a tuple: (n,)", "an integer in parentheses");
+    return {};
+  }
+
+  result<std::size_t> parse_extent() {
+    const std::size_t start = at_;
+    std::uint64_t value = 0;
+    bool overflow = false;
+    while (at_ < text_.size() && text_[at_] >= '0' && text_[at_] <= '9')
+      overflow = __builtin_mul_overflow(value, std::uint64_t{10}, &value) ||
+                 __builtin_add_overflow(value, static_cast<std::uint64_t>(text_[at_] - '0'), &value) || overflow, ++at_;
+    const std::string_view digits = text_.substr(start, at_ - start);
+    if (digits.empty() || (digits.size() > 1 && digits[0] == '0')) {
+      at_ = start;
+      return wrong("'shape' holds something that is no extent", "a non-negative integer");
+    }
+    if (overflow) {
+      at_ = start;
+      return wrong("an extent overflows 64 bits", "less than 2^64", quoted(digits));
+    }
+    (void)take('L');  // Python 2 wrote its long integers so
+    return static_cast<std::size_t>(value);
+  }
+
+  /// Products are checked at every step, also where a later extent is 0.
+  result<void> check_size() const {
+    std::uint64_t elements = 1, dense = 1;  // dense: without the extents that are 0, which libraries multiply as well
+    bool overflow = false, too_large = false;
+    for (const std::size_t extent : out_.shape) {
+      overflow = overflow || __builtin_mul_overflow(elements, static_cast<std::uint64_t>(extent), &elements);
+      too_large = too_large || __builtin_mul_overflow(dense, std::max<std::uint64_t>(extent, 1), &dense) || dense >= bounds_.elements;
+    }
+    std::uint64_t bytes = 0;
+    overflow = overflow || __builtin_mul_overflow(elements, static_cast<std::uint64_t>(bits_of(out_.type) / 8), &bytes);
+    if (overflow) return wrong("the size of the array overflows 64 bits", {}, "shape " + to_string(out_.shape));
+    if (too_large)
+      return fail(errc::limit, "the array is too large", "fewer than " + std::to_string(bounds_.elements) + " elements",
+                  "shape " + to_string(out_.shape), "raise limits::elements (--max-elements) if you trust it");
+    return {};
+  }
+
+  std::string_view text_;
+  std::size_t base_, at_ = 0;
+  std::string file_, place_;
+  const limits& bounds_;
+  npy_header out_;
+  unsigned seen_ = 0;
+};
+
+/// The fixed start of a .npy file: where the dictionary begins and ends.
+struct npy_start {
+  std::size_t text = 0;
+  std::uint64_t data = 0;
+};
+
+/// Checks magic, version and length. `start`: the first 12 bytes, fewer if the file is shorter; `size`: bytes of the file.
+inline result<npy_start> read_npy_start(std::span<const std::byte> start, std::uint64_t size, const std::string& file, const std::string& place,
+                                        const limits& bounds) {
+  const auto refuse = [&](errc code, std::string what, std::size_t at, std::string expected, std::string found, std::string advice = {}) {
+    return failure{.code = code, .what = std::move(what), .file = file, .place = place + "byte offset " + std::to_string(at),
+                   .expected = std::move(expected), .found = std::move(found), .advice = std::move(advice)};
   };
+  const std::string_view text(reinterpret_cast<const char*>(start.data()), start.size());
+  if (!text.starts_with(npy_magic))
+    return refuse(errc::malformed, "the array does not start as a NumPy array", 0, "\\x93NUMPY", size == 0 ? "nothing" : quoted(text.substr(0, 6)));
+  const auto byte = [&](std::size_t i) { return static_cast<std::uint64_t>(static_cast<unsigned char>(text[i])); };
+  const bool narrow = size >= 8 && byte(6) == 1;
+  if (const std::size_t fixed = narrow ? 10 : 12; start.size() < fixed)
+    return refuse(errc::malformed, "the array is too short for a header", 0, std::to_string(fixed) + " bytes", std::to_string(size));
+  if (byte(6) < 1 || byte(6) > 3 || byte(7) != 0)
+    return refuse(errc::unsupported, "the array has an unknown version of the format", 6, "1.0, 2.0 or 3.0",
+                  std::to_string(byte(6)) + "." + std::to_string(byte(7)));
+  npy_start out{narrow ? std::size_t{10} : std::size_t{12}, 0};
+  std::uint64_t length = 0;
+  for (std::size_t i = out.text; i-- > 8;) length = (length << 8) | byte(i);
+  if (length > bounds.npy_header_bytes)
+    return refuse(errc::limit, "the header is too long", 8, "at most " + std::to_string(bounds.npy_header_bytes) + " bytes", std::to_string(length),
+                  "raise limits::npy_header_bytes (--max-npy-header) if you trust it");
+  if (length > size - out.text)
+    return refuse(errc::malformed, "the header ends past the end of the array", 8, "at most " + std::to_string(size - out.text) + " bytes",
+                  std::to_string(length), "copy or download it again");
+  out.data = out.text + length;
+  return out;
+}
 
-  failure fail(errc code, id n, std::string what, std::string expected = {}, std::string found = {},
-               std::string advice = {}) const {
-    return failure{.code = code,
-                   .what = std::move(what),
-                   .file = file_,
-                   .place = entry_ + ", byte offset " + std::to_string(doc_.at(n)),
-                   .expected = std::move(expected),
-                   .found = std::move(found),
-                   .advice = std::move(advice)};
-  }
-  std::string describe(id n) const {
-    return doc_.kind(n) == pickle_kind::object ? doc_.class_of(n) : std::string(name_of(doc_.kind(n)));
-  }
-  std::string keys_of(id dict) const {
-    std::string out;
-    const std::vector<id> pairs = doc_.items(dict);
-    for (std::size_t i = 0; i < std::min<std::size_t>(pairs.size(), 20); i += 2)
-      out += (i ? ", " : "") + (doc_.kind(pairs[i]) == pickle_kind::text ? quoted(doc_.text(pairs[i])) : describe(pairs[i]));
-    return pairs.empty() ? "none" : pairs.size() > 20 ? out + ", …" : out;
-  }
-  std::string key_text(id key) const {
-    switch (doc_.kind(key)) {
-      case pickle_kind::text:
-        return std::string(doc_.text(key));
-      case pickle_kind::integer:
-        return "<" + std::to_string(doc_.integer(key)) + ">";
-      case pickle_kind::global:
-        return "<" + doc_.full_name(key) + ">";
-      default:
-        return "<" + describe(key) + ">";
-    }
-  }
-  static std::string joined(const std::string& path, const std::string& key) { return path.empty() ? key : path + "/" + key; }
+/// Reads a header from its file. `read(n)` gives the first n bytes (fewer if there are no more); `place` ends in ": " unless empty.
+template <class Read>
+result<npy_header> read_npy_header(std::uint64_t size, const std::string& file, const std::string& place, const limits& bounds, Read&& read) {
+  TENSORSMITH_TRY(std::vector<std::byte> bytes, read(std::size_t{12}));
+  TENSORSMITH_TRY(const npy_start start, read_npy_start(bytes, size, file, place, bounds));
+  TENSORSMITH_TRY(bytes, read(static_cast<std::size_t>(start.data)));
+  const std::string_view text(reinterpret_cast<const char*>(bytes.data()), bytes.size());
+  TENSORSMITH_TRY(npy_header header, npy_header_parser(text.substr(start.text), start.text, file, place, bounds).parse());
+  header.data_offset = start.data;
+  const std::uint64_t present = size - start.data, wanted = header.data_bytes();
+  if (present != wanted)
+    return failure{.code = errc::malformed,
+                   .what = present < wanted ? "the array is cut off" : std::to_string(present - wanted) + " bytes behind the array belong to nothing",
+                   .file = file, .place = place + "byte offset " + std::to_string(start.data + (present < wanted ? present : wanted)),
+                   .expected = std::to_string(wanted) + " bytes for " + std::string(name_of(header.type)) + " " + to_string(header.shape),
+                   .found = std::to_string(present), .advice = present < wanted ? "copy or download it again" : ""};
+  return header;
+}
 
-  // --- choosing --------------------------------------------------------------------------------------------------------
+}  // namespace detail
 
-  /// The value of a text key, or none.
-  id value_of(id dict, std::string_view key) const {
-    id found = none;
-    const std::vector<id> pairs = doc_.items(dict);
-    for (std::size_t i = 0; i + 1 < pairs.size(); i += 2)
-      if (doc_.is_text(pairs[i], key)) found = pairs[i + 1];
-    return found;
+/// How NumPy spells an element type ("<f4"), if it has it: no bf16, no 8-bit floats, nothing below a byte.
+inline std::optional<std::string> npy_name(dtype type) {
+  for (const detail::npy_dtype& row : detail::npy_dtypes)
+    if (row.type == type) return (bits_of(type) > 8 ? "<" : "|") + std::string(row.code);
+  return std::nullopt;
+}
+
+/// The bytes before the data of an array in C order, version 1.0, padded with spaces to a multiple of 64. @pre npy_name(type)
+inline std::string npy_header_bytes(dtype type, const shape_type& shape) {
+  std::string text = "{'descr': '" + *npy_name(type) + "', 'fortran_order': False, 'shape': (";
+  for (std::size_t i = 0; i < shape.size(); ++i) text += (i ? ", " : "") + std::to_string(shape[i]);
+  text += shape.size() == 1 ? ",), }" : "), }";
+  text.append((64 - (10 + text.size() + 1) % 64) % 64, ' ');
+  text += '\n';
+  std::string out(detail::npy_magic);
+  out += '\1';
+  out += '\0';
+  out += static_cast<char>(static_cast<unsigned char>(text.size() & 0xFF));
+  out += static_cast<char>(static_cast<unsigned char>(text.size() >> 8));
+  return out + text;
+}
+
+TENSORSMITH_END_NAMESPACE
+#endif  // TENSORSMITH_HAS_FORMAT_NUMPY_HEADER_HPP
+
+#ifndef TENSORSMITH_HAS_TENSOR_VIEWS_HPP
+#define TENSORSMITH_HAS_TENSOR_VIEWS_HPP
+// tensorsmith/tensor/views.hpp: a planned tensor seen otherwise: transposed, reshaped, rows of it.
+//
+// The view folds into the recipe where that is free (stored tensors change their strides, casts hand it on); otherwise a small
+// recipe does it tile by tile.
+
+TENSORSMITH_BEGIN_NAMESPACE
+
+namespace detail {
+
+/// What a plain view of another single-output recipe has in common with it.
+class view_recipe : public recipe {
+ public:
+  view_recipe(recipe_ptr inner, shape_type shape) : inner_(std::move(inner)), info_(inner_->outputs()[0]) {
+    info_.shape = std::move(shape);
   }
+  std::span<const tensor_info> outputs() const noexcept override { return {&info_, 1}; }
+  std::size_t prepared_bytes() const noexcept override { return inner_->prepared_bytes(); }
+  result<void> prepare(const job& run) override { return inner_->prepare(run); }
+  void release() noexcept override { inner_->release(); }
+  void add_sources(std::vector<std::shared_ptr<const byte_source>>& out) const override { inner_->add_sources(out); }
 
-  result<id> find_weights(id node) {
-    constexpr std::string_view wrappers[] = {"model", "net", "params", "params_ema", "generator", "module"};
-    for (std::uint64_t depth = 0; depth < limits_.pickle_depth && doc_.kind(node) == pickle_kind::dict; ++depth) {
-      std::string key = "state_dict";
-      id inner = value_of(node, key);
-      if (inner == none || doc_.kind(inner) != pickle_kind::dict) {
-        inner = none;
-        const std::vector<id> pairs = doc_.items(node);
-        for (std::size_t i = 1; i < pairs.size(); i += 2)
-          if (torch_tensors::is_tensor(doc_, pairs[i])) return node;
-        for (const std::string_view wrapper : wrappers) {
-          const id value = value_of(node, wrapper);
-          if (value == none || (doc_.kind(value) != pickle_kind::dict && !is_module(value))) continue;
-          TENSORSMITH_TRY(const std::size_t held, survey(value, nullptr));
-          if (held == 0) continue;
-          inner = value;
-          key = wrapper;
-          break;
-        }
-      }
-      if (inner == none) return node;
-      TENSORSMITH_CHECK(descend(node, key, inner));
-      node = inner;
-    }
-    return node;
+ protected:
+  recipe_ptr inner_;
+  tensor_info info_;
+};
+
+class transposed_recipe final : public view_recipe {
+ public:
+  explicit transposed_recipe(recipe_ptr inner)
+      : view_recipe(inner, {inner->outputs()[0].shape[1], inner->outputs()[0].shape[0]}) {}
+  region grain() const override {
+    const region g = inner_->grain();
+    return {0, g.cols, 0, std::max<std::size_t>(g.rows, 64)};  // 64 columns: whole cache lines of output
   }
-
-  result<id> follow(id node, std::string_view select) {
-    for (std::size_t at = 0; at <= select.size();) {
-      const std::size_t end = std::min(select.find('/', at), select.size());
-      const std::string key(select.substr(at, end - at));
-      const id inner = doc_.kind(node) == pickle_kind::dict ? value_of(node, key) : none;
-      if (inner == none)
-        return fail(errc::usage, node, "there is no " + quoted(key) + " to select",
-                    doc_.kind(node) == pickle_kind::dict ? "one of " + keys_of(node) : "a dict", quoted(select));
-      TENSORSMITH_CHECK(descend(node, key, inner));
-      node = inner;
-      at = end + 1;
-    }
-    return node;
-  }
-
-  /// Goes into `key` of a dict and lists what is beside it.
-  result<void> descend(id dict, const std::string& key, id inner) {
-    const std::vector<id> pairs = doc_.items(dict);
-    for (std::size_t i = 0; i + 1 < pairs.size(); i += 2) {
-      if (pairs[i + 1] == inner && doc_.is_text(pairs[i], key)) continue;
-      TENSORSMITH_CHECK(set_aside(pairs[i + 1], joined(path_, key_text(pairs[i]))));
-    }
-    path_ = joined(path_, key);
+  result<void> produce(region r, std::span<const tile> tiles, scratch& work) const override {
+    const scratch::scope keep(work);
+    TENSORSMITH_TRY(const view in, inner_->load({r.col, r.cols, r.row, r.rows}, work));
+    transpose_plane(in, tiles[0], r.cols, r.rows, bits_of(info_.type) / 8);
     return {};
   }
+  recipe_ptr fold_transpose() const override { return inner_; }
+};
 
-  // --- leaving out -----------------------------------------------------------------------------------------------------
+class reshaped_recipe final : public view_recipe {
+ public:
+  reshaped_recipe(recipe_ptr inner, shape_type shape) : view_recipe(std::move(inner), std::move(shape)) {}
+  region grain() const override { return inner_->grain(); }
+  result<view> load(region r, scratch& work) const override { return inner_->load(r, work); }
+  result<void> produce(region r, std::span<const tile> tiles, scratch& work) const override {
+    return inner_->produce(r, tiles, work);
+  }
+  std::optional<stored_bytes> stored() const override { return inner_->stored(); }
+};
 
-  result<void> spend(id n) {
-    if (++visits_ <= limits_.pickle_opcodes) return {};
-    return fail(errc::limit, n, "the checkpoint's values are shared so often that walking them takes too long",
-                std::to_string(limits_.pickle_opcodes) + " steps at most", "more", "raise it with --max-pickle-opcodes");
+class rows_recipe final : public view_recipe {
+ public:
+  rows_recipe(recipe_ptr inner, shape_type shape, std::size_t first)
+      : view_recipe(std::move(inner), std::move(shape)), first_(first) {}
+  region grain() const override { return inner_->grain(); }
+  result<view> load(region r, scratch& work) const override { return inner_->load(moved(r), work); }
+  result<void> produce(region r, std::span<const tile> tiles, scratch& work) const override {
+    return inner_->produce(moved(r), tiles, work);
   }
-  /// Counts the tensors in a value, each shared value once; collects the unknown classes.
-  result<std::size_t> survey(id start, std::vector<std::string>* classes) {
-    if (seen_.size() != doc_.size()) seen_.assign(doc_.size(), 0);
-    ++epoch_;
-    std::size_t tensors = 0;
-    std::vector<id> open{start};
-    seen_[start] = epoch_;
-    while (!open.empty()) {
-      const id n = open.back();
-      open.pop_back();
-      TENSORSMITH_CHECK(spend(n));
-      if (torch_tensors::is_tensor(doc_, n)) {
-        ++tensors;
-        continue;
-      }
-      if (classes && doc_.kind(n) == pickle_kind::global && doc_.symbol(n) == torch_symbol::unknown && classes->size() < 16) {
-        const std::string name = doc_.full_name(n);
-        const std::string shown = quoted(name) == "'" + name + "'" ? name : quoted(name);
-        if (std::find(classes->begin(), classes->end(), shown) == classes->end()) classes->push_back(shown);
-      }
-      for (const id child : doc_.children(n))
-        if (seen_[child] != epoch_) {
-          seen_[child] = epoch_;
-          open.push_back(child);
-        }
-    }
-    return tensors;
+
+ private:
+  region moved(region r) const noexcept {
+    if (info_.shape.size() < 2) return {r.row, r.rows, r.col + first_, r.cols};
+    return {r.row + first_, r.rows, r.col, r.cols};
   }
-  result<void> set_aside(id value, const std::string& path) {
-    if (auto scalar = scalar_of(value)) {
-      out_.scalars.emplace_back(path, std::move(*scalar));
-      return {};
+  std::size_t first_;
+};
+
+inline failure view_failure(const tensor_ref& tensor, const char* what, std::string wanted) {
+  return failure{.code = errc::mismatch, .what = what, .place = "tensor " + quoted(tensor.info().name),
+                 .expected = std::move(wanted), .found = to_string(tensor.shape())};
+}
+
+}  // namespace detail
+
+/// The transpose of a matrix. @fails mismatch if the rank is not 2 or the elements are packed.
+inline result<tensor_ref> transposed(const tensor_ref& tensor) {
+  if (tensor.shape().size() != 2 || tensor.source->outputs().size() != 1 || bits_of(tensor.type()) < 8)
+    return detail::view_failure(tensor, "only a matrix can be transposed", "two dimensions");
+  if (recipe_ptr folded = tensor.source->fold_transpose()) return tensor_ref{std::move(folded), 0};
+  return tensor_ref{std::make_shared<detail::transposed_recipe>(tensor.source), 0};
+}
+
+/// The same elements in row-major order under another shape. @fails mismatch if the counts differ or the tensor is neither stored
+/// contiguously nor keeps its plane.
+inline result<tensor_ref> reshaped(const tensor_ref& tensor, const shape_type& shape) {
+  if (tensor.shape() == shape) return tensor;
+  if (element_count(shape) != tensor.info().elements() || tensor.source->outputs().size() != 1)
+    return detail::view_failure(tensor, "a reshape must keep the number of elements", to_string(shape));
+  if (recipe_ptr folded = tensor.source->fold_reshape(shape)) return tensor_ref{std::move(folded), 0};
+  if (plane_of(shape) != plane_of(tensor.shape()))
+    return detail::view_failure(tensor, "this tensor cannot be reshaped without a copy", to_string(shape));
+  return tensor_ref{std::make_shared<detail::reshaped_recipe>(tensor.source, shape), 0};
+}
+
+/// `count` indices of the first dimension from `first` on. @fails mismatch if they lie outside or the elements are packed.
+inline result<tensor_ref> sliced_rows(const tensor_ref& tensor, std::size_t first, std::size_t count) {
+  const shape_type& shape = tensor.shape();
+  if (shape.empty() || first > shape[0] || count > shape[0] - first || tensor.source->outputs().size() != 1 ||
+      bits_of(tensor.type()) < 8)
+    return detail::view_failure(tensor, "the slice lies outside the tensor",
+                                "rows " + std::to_string(first) + " to " + std::to_string(first + count));
+  if (recipe_ptr folded = tensor.source->fold_rows(first, count)) return tensor_ref{std::move(folded), 0};
+  const region grain = tensor.source->grain();
+  if (first % (shape.size() < 2 ? grain.cols : grain.rows) != 0)
+    return detail::view_failure(tensor, "the slice does not start at a block of the tensor", "a multiple of its grain");
+  shape_type cut = shape;
+  cut[0] = count;
+  return tensor_ref{std::make_shared<detail::rows_recipe>(tensor.source, std::move(cut), first), 0};
+}
+
+TENSORSMITH_END_NAMESPACE
+#endif  // TENSORSMITH_HAS_TENSOR_VIEWS_HPP
+
+#ifndef TENSORSMITH_HAS_TENSOR_BYTE_SWAP_HPP
+#define TENSORSMITH_HAS_TENSOR_BYTE_SWAP_HPP
+// tensorsmith/tensor/byte_swap.hpp: big-endian numbers as a planned tensor of the same numbers in little-endian.
+//
+// Include this in readers of files that machines of either byte order write.
+
+TENSORSMITH_BEGIN_NAMESPACE
+
+/// Bytes of the numbers that an element consists of: complex elements consist of two. @pre elements of whole bytes
+constexpr std::size_t number_bytes(dtype type) noexcept {
+  const std::size_t bytes = bits_of(type) / 8;
+  return type == dtype::c64 || type == dtype::c128 ? bytes / 2 : bytes;
+}
+
+namespace detail {
+
+class byte_swapped_recipe final : public view_recipe {
+ public:
+  explicit byte_swapped_recipe(recipe_ptr inner) : view_recipe(inner, inner->outputs()[0].shape) {}
+  plane work() const override { return inner_->work(); }
+  region grain() const override { return inner_->grain(); }
+  result<void> produce(region r, std::span<const tile> tiles, scratch& work) const override {
+    const scratch::scope keep(work);
+    TENSORSMITH_TRY(const view in, inner_->load(r, work));
+    const std::size_t unit = number_bytes(info_.type), row = row_bytes(r);
+    for (std::size_t i = 0; i < r.rows; ++i) {
+      const std::byte* const from = in.data + i * in.pitch;
+      std::byte* const to = tiles[0].data + i * tiles[0].pitch;
+      for (std::size_t at = 0; at + unit <= row; at += unit) std::reverse_copy(from + at, from + at + unit, to + at);
     }
-    torch_ignored left{path, std::string(name_of(doc_.kind(value))), 0, {}};
-    if (doc_.kind(value) == pickle_kind::object) left.kind += " of " + quoted(doc_.class_of(value));
-    TENSORSMITH_TRY(left.tensors, survey(value, &left.classes));
-    out_.ignored.push_back(std::move(left));
     return {};
   }
+  recipe_ptr fold_transpose() const override { return wrapped(inner_->fold_transpose()); }
+  recipe_ptr fold_reshape(const shape_type& shape) const override { return wrapped(inner_->fold_reshape(shape)); }
+  recipe_ptr fold_rows(std::size_t first, std::size_t count) const override { return wrapped(inner_->fold_rows(first, count)); }
 
-  std::optional<json_value> scalar_of(id n) const {
-    switch (doc_.kind(n)) {
-      case pickle_kind::none:
-        return json_value();
-      case pickle_kind::boolean:
-        return json_value(doc_.boolean(n));
-      case pickle_kind::integer:
-        return json_value(doc_.integer(n));
-      case pickle_kind::real:
-        return json_value(doc_.real(n));
-      case pickle_kind::text:
-        return json_value(doc_.text(n));
-      case pickle_kind::object:
-        return doc_.maker(n) == torch_symbol::numpy_scalar ? numpy_scalar(n) : std::nullopt;
-      default:
-        return std::nullopt;
-    }
-  }
-  /// scalar(dtype("i8") with state (3, "<", …), bytes).
-  std::optional<json_value> numpy_scalar(id n) const {
-    const std::vector<id> args = doc_.items(doc_.arguments(n));
-    if (args.size() != 2 || doc_.kind(args[0]) != pickle_kind::object || doc_.maker(args[0]) != torch_symbol::numpy_dtype)
-      return std::nullopt;
-    if (doc_.kind(args[1]) != pickle_kind::bytes && doc_.kind(args[1]) != pickle_kind::text) return std::nullopt;
-    const std::vector<id> made = doc_.items(doc_.arguments(args[0]));
-    const id state = doc_.state(args[0]);
-    if (made.empty() || doc_.kind(made[0]) != pickle_kind::text || doc_.text(made[0]).size() != 2) return std::nullopt;
-    const char letter = doc_.text(made[0])[0];
-    const auto width = static_cast<std::size_t>(doc_.text(made[0])[1] - '0');
-    std::string raw(doc_.text(args[1]));
-    if (width == 0 || width > 8 || raw.size() != width) return std::nullopt;
-    if (state != pickle_document::nothing && doc_.kind(state) == pickle_kind::tuple) {
-      const std::vector<id> parts = doc_.items(state);
-      if (parts.size() > 1 && doc_.is_text(parts[1], ">")) std::reverse(raw.begin(), raw.end());
-    }
-    std::uint64_t bits = 0;
-    for (std::size_t i = width; i-- > 0;) bits = (bits << 8) | static_cast<unsigned char>(raw[i]);
-    if (letter == 'b') return json_value(bits != 0);
-    if (letter == 'u') return json_value(bits);
-    if (letter == 'i') {
-      const unsigned unused = 64 - 8 * static_cast<unsigned>(width);
-      return json_value(static_cast<std::int64_t>(bits << unused) >> unused);
-    }
-    if (letter == 'f' && width == 8) return json_value(std::bit_cast<double>(bits));
-    if (letter == 'f' && width == 4)
-      return json_value(static_cast<double>(std::bit_cast<float>(static_cast<std::uint32_t>(bits))));
-    if (letter == 'f' && width == 2) return json_value(static_cast<double>(f16_to_f32(static_cast<std::uint16_t>(bits))));
-    return std::nullopt;
-  }
-
-  // --- walking ---------------------------------------------------------------------------------------------------------
-
-  /// A whole module that was pickled: an object whose state has _parameters and _modules.
-  bool is_module(id n) const {
-    if (doc_.kind(n) != pickle_kind::object || doc_.maker(n) != torch_symbol::unknown) return false;
-    const id state = doc_.state(n);
-    if (state == pickle_document::nothing || doc_.kind(state) != pickle_kind::dict) return false;
-    const id parameters = value_of(state, "_parameters"), modules = value_of(state, "_modules");
-    return parameters != none && modules != none && doc_.kind(parameters) == pickle_kind::dict &&
-           doc_.kind(modules) == pickle_kind::dict;
-  }
-
-  result<void> enter(id owner, std::vector<id> items, bool pairs, std::string prefix, std::string path) {
-    for (const frame& f : frames_)
-      if (f.owner == owner)
-        return fail(errc::malformed, owner, "the value at " + quoted(path) + " contains itself", "no cycle", quoted(f.path));
-    if (frames_.size() >= limits_.pickle_depth)
-      return fail(errc::limit, owner, "the checkpoint nests too deep", std::to_string(limits_.pickle_depth) + " levels at most",
-                  "more", "raise it with --max-pickle-depth");
-    frames_.push_back(frame{owner, std::move(items), pairs, 0, std::move(prefix), std::move(path)});
-    return {};
-  }
-
-  result<void> next() {
-    frame& top = frames_.back();
-    if (top.at >= top.items.size()) {
-      frames_.pop_back();
-      return {};
-    }
-    if (!top.pairs) {
-      const std::string index = std::to_string(top.at);
-      return visit(top.items[top.at++], top.prefix + index, joined(top.path, index));
-    }
-    const id key = top.items[top.at], value = top.items[top.at + 1];
-    top.at += 2;
-    const std::string path = joined(top.path, key_text(key));
-    if (doc_.kind(key) != pickle_kind::text) return set_aside(value, path);
-    const std::string_view name = doc_.text(key);
-    std::size_t bad = 0;
-    if (!is_utf8(name, bad))
-      return fail(errc::malformed, key, "a name is no UTF-8", "UTF-8", quoted(name) + ", wrong at byte " + std::to_string(bad));
-    if (top.prefix.size() + name.size() > limits_.name_bytes)
-      return fail(errc::limit, key, "a name is too long", std::to_string(limits_.name_bytes) + " bytes at most",
-                  std::to_string(top.prefix.size() + name.size()), "raise it with --max-name");
-    return visit(value, top.prefix + std::string(name), path);
-  }
-
-  result<void> visit(id value, std::string name, const std::string& path) {
-    TENSORSMITH_CHECK(spend(value));
-    if (torch_tensors::is_tensor(doc_, value)) {
-      if (out_.tensors.size() >= limits_.tensors)
-        return fail(errc::limit, value, "the checkpoint has too many tensors", std::to_string(limits_.tensors) + " at most",
-                    "more", "raise it with --max-tensors");
-      if (name.empty() && frames_.empty()) name = "tensor";
-      TENSORSMITH_TRY(tensor_ref tensor, tensors_.make(value, path.empty() ? name : path));
-      return out_.tensors.add(std::move(name), std::move(tensor), file_ + ": " + path);
-    }
-    const std::string prefix = name.empty() ? name : name + ".";
-    switch (doc_.kind(value)) {
-      case pickle_kind::dict:
-        return enter(value, doc_.items(value), true, prefix, path);
-      case pickle_kind::list:
-      case pickle_kind::tuple: {
-        TENSORSMITH_TRY(const std::size_t held, survey(value, nullptr));
-        if (held > 0) return enter(value, doc_.items(value), false, prefix, path);
-        return set_aside(value, path);
-      }
-      case pickle_kind::object: {
-        if (is_module(value)) return visit_module(value, prefix, path);
-        std::vector<std::string> classes;
-        TENSORSMITH_TRY(const std::size_t held, survey(value, &classes));
-        if (held > 0)
-          return fail(errc::unsupported, value,
-                      std::to_string(held) + (held == 1 ? " tensor lies" : " tensors lie") + " inside an opaque object at " +
-                          quoted(path),
-                      "a dict of tensors", quoted(doc_.class_of(value)), "save the state_dict of the model alone");
-        return set_aside(value, path);
-      }
-      default:
-        return set_aside(value, path);
-    }
-  }
-
-  /// Parameters, buffers and submodules of a pickled module, under the names its state_dict would have.
-  result<void> visit_module(id module, const std::string& prefix, const std::string& path) {
-    const id state = doc_.state(module);
-    std::vector<id> items = doc_.items(value_of(state, "_parameters"));
-    std::vector<std::string_view> transient;
-    if (const id names = value_of(state, "_non_persistent_buffers_set"); names != none && doc_.kind(names) == pickle_kind::set)
-      for (const id n : doc_.items(names))
-        if (doc_.kind(n) == pickle_kind::text) transient.push_back(doc_.text(n));
-    if (const id buffers = value_of(state, "_buffers"); buffers != none && doc_.kind(buffers) == pickle_kind::dict) {
-      const std::vector<id> pairs = doc_.items(buffers);
-      for (std::size_t i = 0; i + 1 < pairs.size(); i += 2) {
-        const bool kept = doc_.kind(pairs[i]) != pickle_kind::text ||
-                          std::find(transient.begin(), transient.end(), doc_.text(pairs[i])) == transient.end();
-        if (kept)
-          items.insert(items.end(), {pairs[i], pairs[i + 1]});
-        else
-          TENSORSMITH_CHECK(set_aside(pairs[i + 1], joined(path, key_text(pairs[i]))));
-      }
-    }
-    const std::vector<id> modules = doc_.items(value_of(state, "_modules"));
-    items.insert(items.end(), modules.begin(), modules.end());
-    std::vector<id> present;
-    for (std::size_t i = 0; i + 1 < items.size(); i += 2)
-      if (doc_.kind(items[i + 1]) != pickle_kind::none) present.insert(present.end(), {items[i], items[i + 1]});
-    return enter(module, std::move(present), true, prefix, path);
-  }
-
-  const pickle_document& doc_;
-  torch_tensors& tensors_;
-  std::string file_, entry_;
-  limits limits_;
-  torch_checkpoint out_;
-  std::string path_;
-  std::vector<frame> frames_;
-  std::vector<std::uint32_t> seen_;
-  std::uint32_t epoch_ = 0;
-  std::uint64_t visits_ = 0;
+ private:
+  static recipe_ptr wrapped(recipe_ptr folded) { return folded ? std::make_shared<byte_swapped_recipe>(std::move(folded)) : nullptr; }
 };
 
 }  // namespace detail
 
+/// A single-output recipe with the bytes of each number in reverse order; the recipe itself where numbers have one byte.
+inline recipe_ptr byte_swapped(recipe_ptr inner) {
+  if (number_bytes(inner->outputs()[0].type) == 1) return inner;
+  return std::make_shared<detail::byte_swapped_recipe>(std::move(inner));
+}
+
 TENSORSMITH_END_NAMESPACE
-#endif  // TENSORSMITH_HAS_FORMAT_TORCH_WALK_HPP
+#endif  // TENSORSMITH_HAS_TENSOR_BYTE_SWAP_HPP
+
+#ifndef TENSORSMITH_HAS_FORMAT_NUMPY_NPY_HPP
+#define TENSORSMITH_HAS_FORMAT_NUMPY_NPY_HPP
+// tensorsmith/format/numpy/npy.hpp: reads .npy files: one array, one tensor.
+
+TENSORSMITH_BEGIN_NAMESPACE
+
+/// True if the file starts with NumPy's magic bytes.
+inline bool looks_like_npy(const byte_source& file) {
+  std::array<char, 6> start{};
+  return file.size() >= start.size() && file.read_at(0, std::as_writable_bytes(std::span(start))) &&
+         std::string_view(start.data(), start.size()) == detail::npy_magic;
+}
+
+/// Reads and proves the header of a .npy file; no element is read.
+/// @fails malformed, limit, unsupported (objects, strings, dates, records, other versions), io
+inline result<npy_header> read_npy_header(const byte_source& file, const limits& bounds = {}) {
+  return detail::read_npy_header(file.size(), file.name(), {}, bounds, [&](std::size_t count) -> result<std::vector<std::byte>> {
+    std::vector<std::byte> bytes(static_cast<std::size_t>(std::min<std::uint64_t>(count, file.size())));
+    TENSORSMITH_CHECK(file.read_at(0, bytes));
+    return bytes;
+  });
+}
+
+/// The array as a catalog of one tensor, named after the file: "a/unet.npy" → "unet". Fortran order becomes strides, big-endian
+/// elements are swapped as they pass. @fails as read_npy_header
+inline result<catalog> read_npy(std::shared_ptr<const byte_source> file, const limits& bounds = {}) {
+  TENSORSMITH_TRY(npy_header header, read_npy_header(*file, bounds));
+  std::string_view name = file_name(file->name());
+  name.remove_suffix(extension(name).size());
+  std::string origin = file->name() + ": " + quoted(name);
+  std::vector<std::size_t> strides = header.strides();
+  recipe_ptr source = strided_tensor(file, header.data_offset, header.type, std::move(header.shape), std::move(strides), origin);
+  if (header.big_endian) source = byte_swapped(std::move(source));
+  catalog out;
+  TENSORSMITH_CHECK(out.add(std::string(name), {std::move(source), 0}, std::move(origin)));
+  return out;
+}
+
+TENSORSMITH_END_NAMESPACE
+#endif  // TENSORSMITH_HAS_FORMAT_NUMPY_NPY_HPP
 
 #ifndef TENSORSMITH_HAS_IO_ZIP_HPP
 #define TENSORSMITH_HAS_IO_ZIP_HPP
@@ -5790,19 +3174,5812 @@ struct entry_bytes {
 inline entry_bytes open_entry(const zip_archive& archive, const zip_entry& e) {
   if (e.method == 8) return {std::make_shared<detail::inflated_source>(archive, e), 0, nullptr};
   entry_bytes out{archive.file(), e.data_offset, nullptr};
-  if (archive.checks_crc() && e.size > 0) out.check = std::make_shared<detail::crc_check>(archive.file(), e);
+  if (archive.checks_crc()) out.check = std::make_shared<detail::crc_check>(archive.file(), e);
   return out;
 }
 
 TENSORSMITH_END_NAMESPACE
 #endif  // TENSORSMITH_HAS_IO_ZIP_HPP
 
+#ifndef TENSORSMITH_HAS_IO_ZIP_INFLATE_HPP
+#define TENSORSMITH_HAS_IO_ZIP_INFLATE_HPP
+// tensorsmith/io/zip_inflate.hpp: deflated zip entries as tensors: a look at their first bytes, and memory only while they are used.
+//
+// Include this in readers of zips that may be compressed (npz). A deflate stream can only be read from its start: a tensor in it is
+// inflated as a whole when its turn comes, within the job's memory budget, and freed after its last tile.
+
+TENSORSMITH_BEGIN_NAMESPACE
+
+/// The first `count` bytes of an entry, fewer if it is shorter. Inflates no more than that; nothing is compared with the CRC-32.
+/// @fails malformed (damaged deflate data), io
+inline result<std::vector<std::byte>> read_entry_start(const zip_archive& archive, const zip_entry& e, std::size_t count) {
+  const byte_source& file = *archive.file();
+  std::vector<std::byte> out(static_cast<std::size_t>(std::min<std::uint64_t>(count, e.size)));
+  if (e.method == 0) {
+    TENSORSMITH_CHECK(file.read_at(e.data_offset, out));
+    return out;
+  }
+  z_stream stream{};
+  if (::inflateInit2(&stream, -MAX_WBITS) != Z_OK)
+    return detail::zip_entry_failure(file, e, errc::internal, "zlib cannot start", {}, stream.msg ? stream.msg : "no reason");
+  const std::unique_ptr<z_stream, int (*)(z_stream*)> closing(&stream, &::inflateEnd);
+  std::vector<std::byte> in(static_cast<std::size_t>(std::min<std::uint64_t>(e.compressed, 4096)));
+  std::uint64_t consumed = 0;
+  std::size_t produced = 0;
+  while (produced < out.size()) {
+    if (stream.avail_in == 0 && consumed < e.compressed) {
+      const auto part = std::span(in).first(static_cast<std::size_t>(std::min<std::uint64_t>(in.size(), e.compressed - consumed)));
+      TENSORSMITH_CHECK(file.read_at(e.data_offset + consumed, part));
+      consumed += part.size();
+      stream.next_in = reinterpret_cast<Bytef*>(part.data());
+      stream.avail_in = static_cast<uInt>(part.size());
+    }
+    const std::size_t room = std::min<std::size_t>(out.size() - produced, std::size_t{1} << 30);
+    stream.next_out = reinterpret_cast<Bytef*>(out.data() + produced);
+    stream.avail_out = static_cast<uInt>(room);
+    const int status = ::inflate(&stream, Z_NO_FLUSH);
+    produced += room - stream.avail_out;
+    if (status == Z_OK && produced < out.size()) continue;
+    if (produced < out.size())
+      return detail::zip_entry_failure(file, e, errc::malformed, "the deflated data is damaged", "a complete deflate stream",
+                                       stream.msg ? stream.msg : "it stops after " + std::to_string(produced) + " bytes");
+  }
+  return out;
+}
+
+namespace detail {
+
+/// The contents of a deflated entry, in memory between pin() and unpin().
+class pinned_entry final : public byte_source {
+ public:
+  pinned_entry(zip_archive archive, zip_entry e) : archive_(std::move(archive)), entry_(std::move(e)) {}
+  std::uint64_t size() const noexcept override { return entry_.size; }
+  const std::string& name() const noexcept override { return archive_.file()->name(); }
+  std::span<const std::byte> resident() const noexcept override { return bytes_; }
+  result<void> check_unchanged() const override { return archive_.file()->check_unchanged(); }
+
+  /// Inflates and compares with the CRC-32 if nobody else did; repeats a failure. Every call needs an unpin(), also a failed one.
+  result<void> pin() {
+    const std::lock_guard lock(mutex_);
+    if (users_++ == 0) {
+      auto bytes = inflate_entry(*archive_.file(), entry_);
+      if (bytes && archive_.checks_crc()) error_ = compare_crc(*archive_.file(), entry_, crc32_of(*bytes));
+      if (!bytes) error_ = std::move(bytes).error();
+      else if (error_) bytes_ = std::move(bytes).value();
+    }
+    return error_;
+  }
+  void unpin() noexcept {
+    const std::lock_guard lock(mutex_);
+    if (users_ > 0 && --users_ == 0) bytes_ = {}, error_ = {};
+  }
+
+  result<void> read_at(std::uint64_t offset, std::span<std::byte> out) const override {
+    if (bytes_.size() != entry_.size || offset > entry_.size || out.size() > entry_.size - offset)
+      return zip_entry_failure(*archive_.file(), entry_, errc::internal, "a compressed entry is read before it was inflated",
+                               std::to_string(out.size()) + " bytes at " + std::to_string(offset), std::to_string(bytes_.size()) + " bytes");
+    if (!out.empty()) std::memcpy(out.data(), bytes_.data() + offset, out.size());
+    return {};
+  }
+
+ private:
+  zip_archive archive_;
+  zip_entry entry_;
+  std::mutex mutex_;
+  std::size_t users_ = 0;
+  std::vector<std::byte> bytes_;
+  result<void> error_;
+};
+
+/// A view of a pinned entry: the recipe below reads it, this one says when it is needed.
+class inflated_recipe final : public recipe {
+ public:
+  inflated_recipe(std::shared_ptr<pinned_entry> entry, recipe_ptr inner) : entry_(std::move(entry)), inner_(std::move(inner)) {}
+  std::span<const tensor_info> outputs() const noexcept override { return inner_->outputs(); }
+  plane work() const override { return inner_->work(); }
+  region grain() const override { return inner_->grain(); }
+  std::size_t prepared_bytes() const noexcept override { return static_cast<std::size_t>(entry_->size()); }
+  result<void> prepare(const job& run) override {
+    TENSORSMITH_CHECK(entry_->pin());
+    return inner_->prepare(run);
+  }
+  void release() noexcept override { entry_->unpin(); }
+  void add_sources(std::vector<std::shared_ptr<const byte_source>>& out) const override { inner_->add_sources(out); }
+  result<view> load(region r, scratch& work) const override { return inner_->load(r, work); }
+  result<void> produce(region r, std::span<const tile> tiles, scratch& work) const override { return inner_->produce(r, tiles, work); }
+  recipe_ptr fold_transpose() const override { return wrapped(inner_->fold_transpose()); }
+  recipe_ptr fold_reshape(const shape_type& shape) const override { return wrapped(inner_->fold_reshape(shape)); }
+  recipe_ptr fold_rows(std::size_t first, std::size_t count) const override { return wrapped(inner_->fold_rows(first, count)); }
+
+ private:
+  recipe_ptr wrapped(recipe_ptr folded) const { return folded ? std::make_shared<inflated_recipe>(entry_, std::move(folded)) : nullptr; }
+  std::shared_ptr<pinned_entry> entry_;
+  recipe_ptr inner_;
+};
+
+}  // namespace detail
+
+/// A tensor at byte `offset` of an entry's contents, stored or deflated, with strides in elements. A stored entry is compared with
+/// its CRC-32 before the first tile, a deflated one when it is inflated. @pre its bytes lie inside the entry; whole-byte elements
+inline recipe_ptr tensor_in_entry(const zip_archive& archive, const zip_entry& e, std::uint64_t offset, dtype type, shape_type shape,
+                                  std::vector<std::size_t> strides_in_elements, std::string where) {
+  if (e.method == 0) {
+    entry_bytes bytes = open_entry(archive, e);
+    return strided_tensor(std::move(bytes.source), bytes.offset + offset, type, std::move(shape), std::move(strides_in_elements),
+                          std::move(where), std::move(bytes.check));
+  }
+  auto entry = std::make_shared<detail::pinned_entry>(archive, e);
+  return std::make_shared<detail::inflated_recipe>(
+      entry, strided_tensor(entry, offset, type, std::move(shape), std::move(strides_in_elements), std::move(where)));
+}
+
+TENSORSMITH_END_NAMESPACE
+#endif  // TENSORSMITH_HAS_IO_ZIP_INFLATE_HPP
+
+#ifndef TENSORSMITH_HAS_FORMAT_NUMPY_NPZ_HPP
+#define TENSORSMITH_HAS_FORMAT_NUMPY_NPZ_HPP
+// tensorsmith/format/numpy/npz.hpp: reads .npz files: a zip archive in which every entry called *.npy is an array.
+//
+// Opening reads the zip directory and the start of each entry. Compressed entries (numpy.savez_compressed) are inflated when their
+// turn comes, one at a time within the memory budget.
+
+TENSORSMITH_BEGIN_NAMESPACE
+
+/// What a .npz file holds. `tensors` and `ignored` together are all of its entries.
+struct npz_contents {
+  catalog tensors;                   ///< in the order of the archive; "unet/x.npy" is called "unet/x"
+  std::vector<note> notes;
+  std::vector<std::string> ignored;  ///< entries that are no arrays: "readme.txt: its name does not end in .npy"
+};
+
+/// True if the file starts with the local header of a zip entry whose name ends in ".npy".
+inline bool looks_like_npz(const byte_source& file) {
+  std::array<std::byte, 30> head{};
+  if (file.size() < head.size() || !file.read_at(0, head) || detail::zip_u32(head, 0) != 0x04034B50) return false;
+  std::vector<std::byte> name(detail::zip_u16(head, 26));
+  if (name.size() < 4 || name.size() > file.size() - head.size() || !file.read_at(head.size(), name)) return false;
+  return std::string_view(reinterpret_cast<const char*>(name.data()), name.size()).ends_with(".npy");
+}
+
+/// Reads the names, types and shapes of all arrays; no element is read.
+/// @fails as open_zip; malformed, limit, unsupported for an array (objects, strings, dates, records), io
+inline result<npz_contents> read_npz(std::shared_ptr<const byte_source> file, const limits& bounds = {}) {
+  TENSORSMITH_TRY(const zip_archive archive, open_zip(file, bounds));
+  npz_contents out;
+  std::vector<catalog_entry> planned;
+  for (const zip_entry& e : archive.entries()) {
+    if (e.is_folder() || !e.name.ends_with(".npy")) {
+      out.ignored.push_back(quoted(e.name) + (e.is_folder() ? ": a folder" : ": its name does not end in .npy"));
+      continue;
+    }
+    if (planned.size() >= bounds.tensors)
+      return failure{.code = errc::limit, .what = "the file has too many tensors", .file = file->name(), .place = "zip entry " + quoted(e.name),
+                     .expected = "at most " + std::to_string(bounds.tensors),
+                     .advice = "raise limits::tensors (--max-tensors) if you trust it"};
+    if (std::size_t bad = 0; !is_utf8(e.name, bad))
+      return failure{.code = errc::malformed, .what = "a name is no UTF-8", .file = file->name(), .place = "zip entry " + quoted(e.name),
+                     .expected = "UTF-8", .found = "another byte at offset " + std::to_string(bad), .advice = "rename the array"};
+    TENSORSMITH_TRY(npy_header header,
+                    detail::read_npy_header(e.size, file->name(), "zip entry " + quoted(e.name) + ", ", bounds,
+                                            [&](std::size_t count) { return read_entry_start(archive, e, count); }));
+    std::string name = e.name.substr(0, e.name.size() - 4), origin = file->name() + ": " + quoted(name);
+    std::vector<std::size_t> strides = header.strides();
+    recipe_ptr source = tensor_in_entry(archive, e, header.data_offset, header.type, std::move(header.shape), std::move(strides), origin);
+    if (header.big_endian) source = byte_swapped(std::move(source));
+    planned.push_back({std::move(name), {std::move(source), 0}, std::move(origin)});
+  }
+  TENSORSMITH_CHECK(out.tensors.add_all(std::move(planned)));
+  return out;
+}
+
+TENSORSMITH_END_NAMESPACE
+#endif  // TENSORSMITH_HAS_FORMAT_NUMPY_NPZ_HPP
+
+#ifndef TENSORSMITH_HAS_FORMAT_SAFETENSORS_DTYPES_HPP
+#define TENSORSMITH_HAS_FORMAT_SAFETENSORS_DTYPES_HPP
+// tensorsmith/format/safetensors/dtypes.hpp: the element types of safetensors and their spelling.
+
+TENSORSMITH_BEGIN_NAMESPACE
+
+namespace detail {
+struct safetensors_dtype {
+  std::string_view name;
+  dtype type;
+};
+/// In the order of the reference implementation, which lays out tensors by descending position in it, then by name.
+inline constexpr safetensors_dtype safetensors_dtypes[] = {
+    {"BOOL", dtype::boolean},       {"F4", dtype::f4_e2m1},          {"F6_E2M3", dtype::f6_e2m3}, {"F6_E3M2", dtype::f6_e3m2},
+    {"U8", dtype::u8},              {"I8", dtype::i8},               {"F8_E5M2", dtype::f8_e5m2}, {"F8_E4M3", dtype::f8_e4m3},
+    {"F8_E8M0", dtype::f8_e8m0},    {"F8_E4M3FNUZ", dtype::f8_e4m3fnuz}, {"F8_E5M2FNUZ", dtype::f8_e5m2fnuz},
+    {"I16", dtype::i16},            {"U16", dtype::u16},             {"F16", dtype::f16},         {"BF16", dtype::bf16},
+    {"I32", dtype::i32},            {"U32", dtype::u32},             {"F32", dtype::f32},         {"C64", dtype::c64},
+    {"F64", dtype::f64},            {"I64", dtype::i64},             {"U64", dtype::u64}};
+
+/// Position of a type in the table, if the format has it.
+constexpr std::optional<std::size_t> safetensors_rank(dtype type) noexcept {
+  std::size_t at = 0;
+  for (const safetensors_dtype& row : safetensors_dtypes) {
+    if (row.type == type) return at;
+    ++at;
+  }
+  return std::nullopt;
+}
+}  // namespace detail
+
+/// The type that safetensors spells so ("F32", "BF16"), if there is one. Case matters.
+constexpr std::optional<dtype> safetensors_dtype_named(std::string_view name) noexcept {
+  for (const detail::safetensors_dtype& row : detail::safetensors_dtypes)
+    if (row.name == name) return row.type;
+  return std::nullopt;
+}
+
+/// How safetensors spells a type; empty if the format lacks it (packed integers, c128).
+constexpr std::string_view safetensors_name(dtype type) noexcept {
+  const auto rank = detail::safetensors_rank(type);
+  return rank ? detail::safetensors_dtypes[*rank].name : std::string_view();
+}
+
+TENSORSMITH_END_NAMESPACE
+#endif  // TENSORSMITH_HAS_FORMAT_SAFETENSORS_DTYPES_HPP
+
+#ifndef TENSORSMITH_HAS_FORMAT_SAFETENSORS_TAG_HPP
+#define TENSORSMITH_HAS_FORMAT_SAFETENSORS_TAG_HPP
+// tensorsmith/format/safetensors/tag.hpp: the tag that names the format in templates: open<safetensors_file>(path).
+
+TENSORSMITH_BEGIN_NAMESPACE
+
+namespace tags {
+/// A single .safetensors file, or the index of a sharded one.
+struct safetensors_file {};
+}  // namespace tags
+
+TENSORSMITH_END_NAMESPACE
+#endif  // TENSORSMITH_HAS_FORMAT_SAFETENSORS_TAG_HPP
+
+#ifndef TENSORSMITH_HAS_CORE_JSON_VALUE_HPP
+#define TENSORSMITH_HAS_CORE_JSON_VALUE_HPP
+// tensorsmith/core/json_value.hpp: a JSON document as plain data; objects keep the order of their keys.
+//
+// Include this to hold configurations. Reading and writing text lives in io/json.hpp.
+
+TENSORSMITH_BEGIN_NAMESPACE
+
+/// A JSON value. Numbers written without fraction or exponent are integers, all others doubles.
+class json_value {
+ public:
+  using array = std::vector<json_value>;
+  using member = std::pair<std::string, json_value>;
+  using object = std::vector<member>;  // ordered as in the text; no duplicate keys
+
+  json_value() = default;
+  json_value(std::nullptr_t) {}                                              // NOLINT: implicit by design, as below
+  json_value(bool value) : data_(value) {}                                   // NOLINT
+  json_value(int value) : data_(static_cast<std::int64_t>(value)) {}         // NOLINT
+  json_value(std::int64_t value) : data_(value) {}                           // NOLINT
+  json_value(std::uint64_t value) : data_(static_cast<std::int64_t>(value)) {}  // NOLINT
+  json_value(double value) : data_(value) {}                                 // NOLINT
+  json_value(const char* value) : data_(std::string(value)) {}               // NOLINT
+  json_value(std::string value) : data_(std::move(value)) {}                 // NOLINT
+  json_value(std::string_view value) : data_(std::string(value)) {}          // NOLINT
+  json_value(array value) : data_(std::move(value)) {}                       // NOLINT
+  json_value(object value) : data_(std::move(value)) {}                      // NOLINT
+
+  bool is_null() const noexcept { return std::holds_alternative<std::monostate>(data_); }
+  const bool* as_bool() const noexcept { return std::get_if<bool>(&data_); }
+  const std::int64_t* as_integer() const noexcept { return std::get_if<std::int64_t>(&data_); }
+  const double* as_double() const noexcept { return std::get_if<double>(&data_); }  ///< only if written as a double
+  const std::string* as_string() const noexcept { return std::get_if<std::string>(&data_); }
+  const array* as_array() const noexcept { return std::get_if<array>(&data_); }
+  const object* as_object() const noexcept { return std::get_if<object>(&data_); }
+  array* as_array() noexcept { return std::get_if<array>(&data_); }
+  object* as_object() noexcept { return std::get_if<object>(&data_); }
+
+  /// The member `key` of an object, or nullptr (also if this is no object).
+  const json_value* find(std::string_view key) const noexcept {
+    if (const object* members = as_object())
+      for (const member& m : *members)
+        if (m.first == key) return &m.second;
+    return nullptr;
+  }
+  /// Sets or appends the member `key`; turns anything that is no object into an empty object first.
+  json_value& set(std::string_view key, json_value value) {
+    if (!as_object()) data_ = object{};
+    for (member& m : *as_object())
+      if (m.first == key) return m.second = std::move(value);
+    as_object()->emplace_back(std::string(key), std::move(value));
+    return as_object()->back().second;
+  }
+  /// "null", "a boolean", "an integer", "a number", "a string", "an array", "an object": for messages.
+  std::string_view kind() const noexcept {
+    constexpr std::string_view kinds[] = {"null", "a boolean", "an integer", "a number", "a string", "an array", "an object"};
+    return kinds[data_.index()];
+  }
+  bool operator==(const json_value& other) const { return data_ == other.data_; }
+
+ private:
+  std::variant<std::monostate, bool, std::int64_t, double, std::string, array, object> data_;
+};
+
+TENSORSMITH_END_NAMESPACE
+#endif  // TENSORSMITH_HAS_CORE_JSON_VALUE_HPP
+
+#ifndef TENSORSMITH_HAS_IO_OS_HPP
+#define TENSORSMITH_HAS_IO_OS_HPP
+// tensorsmith/io/os.hpp: every system call of the library, as functions that return results.
+//
+// Include this below io/file.hpp and io/publish.hpp; programs rather include those. Proven on Linux; other POSIX systems take
+// the portable branches (no reservation of disk space, no copy in the kernel, no atomic exchange of folders).
+
+#if defined(_WIN32)
+#error "tensorsmith reads and writes files on POSIX systems so far; the headers below core, tensor and graph need no system"
+#endif
+
+#if defined(__linux__)
+#include <linux/fs.h>
+#include <sys/ioctl.h>
+#include <sys/syscall.h>
+#include <sys/vfs.h>
+#endif
+
+TENSORSMITH_BEGIN_NAMESPACE
+
+namespace os {
+
+/// Most bytes of one read or write call: Linux transfers at most 2^31 − 4096 at once (BIG-03), rounded down here.
+inline constexpr std::size_t largest_transfer = std::size_t{1} << 30;
+
+/// A failed system call as a failure: "cannot open the file: No such file or directory (errno 2)". A full disk, a quota and a
+/// file size limit are no_space, all others io.
+inline failure call_failed(std::string what, const std::string& path, int error, std::string place = {}) {
+  const bool space = error == ENOSPC || error == EDQUOT || error == EFBIG;
+  return failure{.code = space ? errc::no_space : errc::io,
+                 .what = what + ": " + std::strerror(error) + " (errno " + std::to_string(error) + ")",
+                 .file = path, .place = std::move(place), .advice = space ? "free disk space or choose another place" : ""};
+}
+
+/// An open file descriptor, closed on destruction.
+class descriptor {
+ public:
+  descriptor() = default;
+  explicit descriptor(int number) noexcept : number_(number) {}
+  descriptor(descriptor&& other) noexcept : number_(std::exchange(other.number_, -1)) {}
+  descriptor& operator=(descriptor&& other) noexcept {
+    if (this != &other) reset(), number_ = std::exchange(other.number_, -1);
+    return *this;
+  }
+  ~descriptor() { reset(); }
+
+  int get() const noexcept { return number_; }
+  /// Gives it to who closes it.
+  int release() noexcept { return std::exchange(number_, -1); }
+  explicit operator bool() const noexcept { return number_ >= 0; }
+  void reset() noexcept {
+    if (number_ >= 0) ::close(std::exchange(number_, -1));
+  }
+  /// Closes and reports what the file system held back until now (network file systems report a full quota here).
+  result<void> close(const std::string& path) {
+    if (number_ < 0 || ::close(std::exchange(number_, -1)) == 0 || errno == EINTR) return {};
+    return call_failed("cannot close the file", path, errno);
+  }
+
+ private:
+  int number_ = -1;
+};
+
+/// What a path or a descriptor refers to.
+enum class file_kind : std::uint8_t { regular, folder, symbolic_link, pipe, socket, device, other };
+
+/// "a regular file", "a folder", …: for messages.
+constexpr std::string_view kind_name(file_kind kind) noexcept {
+  constexpr std::string_view names[] = {"a regular file", "a folder", "a symbolic link", "a named pipe", "a socket",
+                                        "a device", "no regular file"};
+  return names[static_cast<std::size_t>(kind)];
+}
+
+/// The facts of a file that the library compares or keeps.
+struct file_status {
+  file_kind kind = file_kind::other;
+  std::uint64_t size = 0;
+  std::uint64_t device = 0, inode = 0;
+  std::uint64_t links = 0;
+  std::uint32_t mode = 0;           ///< permission bits
+  std::int64_t modified_ns = 0;     ///< time of the last change of the contents
+  bool same_file(const file_status& other) const noexcept { return device == other.device && inode == other.inode; }
+};
+
+inline file_status status_from(const struct ::stat& raw) noexcept {
+  file_status out;
+  out.kind = S_ISREG(raw.st_mode)    ? file_kind::regular
+             : S_ISDIR(raw.st_mode)  ? file_kind::folder
+             : S_ISLNK(raw.st_mode)  ? file_kind::symbolic_link
+             : S_ISFIFO(raw.st_mode) ? file_kind::pipe
+             : S_ISSOCK(raw.st_mode) ? file_kind::socket
+             : S_ISCHR(raw.st_mode) || S_ISBLK(raw.st_mode) ? file_kind::device
+                                                            : file_kind::other;
+  out.size = static_cast<std::uint64_t>(raw.st_size);
+  out.device = static_cast<std::uint64_t>(raw.st_dev);
+  out.inode = static_cast<std::uint64_t>(raw.st_ino);
+  out.links = static_cast<std::uint64_t>(raw.st_nlink);
+  out.mode = static_cast<std::uint32_t>(raw.st_mode) & 07777U;
+#if defined(__APPLE__)
+  out.modified_ns = std::int64_t{raw.st_mtimespec.tv_sec} * 1'000'000'000 + raw.st_mtimespec.tv_nsec;
+#else
+  out.modified_ns = std::int64_t{raw.st_mtim.tv_sec} * 1'000'000'000 + raw.st_mtim.tv_nsec;
+#endif
+  return out;
+}
+
+/// The status of a path; symbolic links are followed if `follow`.
+inline result<file_status> status_of(const std::string& path, bool follow = true) {
+  struct ::stat raw {};
+  if ((follow ? ::stat(path.c_str(), &raw) : ::lstat(path.c_str(), &raw)) != 0)
+    return call_failed("cannot find the file", path, errno);
+  return status_from(raw);
+}
+
+/// The status of an open file.
+inline result<file_status> status_of(const descriptor& file, const std::string& path) {
+  struct ::stat raw {};
+  if (::fstat(file.get(), &raw) != 0) return call_failed("cannot inspect the file", path, errno);
+  return status_from(raw);
+}
+
+/// The status of a path if something is there. @fails io (it cannot be told: no permission, a read error)
+inline result<std::optional<file_status>> status_if_any(const std::string& path, bool follow = true) {
+  struct ::stat raw {};
+  if ((follow ? ::stat(path.c_str(), &raw) : ::lstat(path.c_str(), &raw)) == 0) return std::optional<file_status>(status_from(raw));
+  if (errno == ENOENT || errno == ENOTDIR) return std::optional<file_status>();
+  return call_failed("cannot inspect the file", path, errno);
+}
+
+/// True if a folder is there; false if nothing or something else is. @fails io (it cannot be told): not to be taken for "missing"
+inline result<bool> has_folder(const std::string& path) {
+  TENSORSMITH_TRY(const auto there, status_if_any(path));
+  return there && there->kind == file_kind::folder;
+}
+
+/// True if the path exists (a dangling symbolic link does not, unless `follow` is false).
+inline bool exists(const std::string& path, bool follow = true) {
+  struct ::stat raw {};
+  return (follow ? ::stat(path.c_str(), &raw) : ::lstat(path.c_str(), &raw)) == 0;
+}
+inline bool is_folder(const std::string& path) {
+  struct ::stat raw {};
+  return ::stat(path.c_str(), &raw) == 0 && S_ISDIR(raw.st_mode);
+}
+inline bool is_regular_file(const std::string& path) {
+  struct ::stat raw {};
+  return ::stat(path.c_str(), &raw) == 0 && S_ISREG(raw.st_mode);
+}
+
+/// The path with every symbolic link resolved.
+inline result<std::string> real_path(const std::string& path) {
+  struct release {
+    void operator()(char* text) const noexcept { std::free(text); }
+  };
+  const std::unique_ptr<char, release> resolved(::realpath(path.c_str(), nullptr));
+  if (!resolved) return call_failed("cannot resolve the path", path, errno);
+  return std::string(resolved.get());
+}
+
+namespace detail_os {
+inline int retry_open(const char* path, int flags, ::mode_t mode = 0) noexcept {
+  int number = -1;
+  do number = ::open(path, flags | O_CLOEXEC, mode);
+  while (number < 0 && errno == EINTR);
+  return number;
+}
+}  // namespace detail_os
+
+/// Opens for reading without waiting (a named pipe returns at once). The caller checks what it is with status_of.
+inline result<descriptor> open_readable(const std::string& path, bool follow = true) {
+  const int number = detail_os::retry_open(path.c_str(), O_RDONLY | O_NONBLOCK | O_NOCTTY | (follow ? 0 : O_NOFOLLOW));
+  if (number < 0) return call_failed("cannot open the file", path, errno);
+  return descriptor(number);
+}
+
+/// Opens a file by its real path, as real_path gave it, for reading; no part of it may have become a symbolic link since.
+inline result<descriptor> open_without_links(const std::string& path) {
+  constexpr int flags = O_RDONLY | O_NONBLOCK | O_NOCTTY | O_NOFOLLOW;
+#if defined(__linux__) && defined(SYS_openat2)
+  struct {
+    std::uint64_t flags, mode, resolve;
+  } how{static_cast<std::uint64_t>(flags | O_CLOEXEC), 0, 0x02 | 0x04};  // RESOLVE_NO_MAGICLINKS, RESOLVE_NO_SYMLINKS
+  long number = -1;
+  do number = ::syscall(SYS_openat2, AT_FDCWD, path.c_str(), &how, sizeof how);
+  while (number < 0 && errno == EINTR);
+  if (number >= 0) return descriptor(static_cast<int>(number));
+  if (errno != ENOSYS && errno != EPERM) return call_failed("cannot open the file", path, errno);  // EPERM: a filter of system calls
+#endif
+  const int plain = detail_os::retry_open(path.c_str(), flags);
+  if (plain < 0) return call_failed("cannot open the file", path, errno);
+  return descriptor(plain);
+}
+
+/// Opens an existing file of ours for reading and writing.
+inline result<descriptor> open_writable(const std::string& path) {
+  const int number = detail_os::retry_open(path.c_str(), O_RDWR | O_NONBLOCK | O_NOCTTY | O_NOFOLLOW);
+  if (number < 0) return call_failed("cannot open the file", path, errno);
+  return descriptor(number);
+}
+
+/// Opens a folder, to synchronize, lock or list it.
+inline result<descriptor> open_folder(const std::string& path, bool follow = true) {
+  const int number = detail_os::retry_open(path.c_str(), O_RDONLY | O_DIRECTORY | (follow ? 0 : O_NOFOLLOW));
+  if (number < 0) return call_failed("cannot open the folder", path, errno);
+  return descriptor(number);
+}
+
+/// Holds a folder, so that it can be told from others; needs no permission to read it.
+inline result<descriptor> hold_folder(const std::string& path) {
+#if defined(O_PATH)
+  const int number = detail_os::retry_open(path.c_str(), O_PATH | O_DIRECTORY);
+#else
+  const int number = detail_os::retry_open(path.c_str(), O_RDONLY | O_DIRECTORY);
+#endif
+  if (number < 0) return call_failed("cannot open the folder", path, errno);
+  return descriptor(number);
+}
+
+/// Creates a file that must not exist yet (nor as a symbolic link), for reading and writing.
+inline result<descriptor> create_exclusive(const std::string& path, std::uint32_t mode = 0666) {
+  const int number = detail_os::retry_open(path.c_str(), O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW, static_cast<::mode_t>(mode));
+  if (number < 0) return call_failed("cannot create the file", path, errno);
+  return descriptor(number);
+}
+
+/// Reads at most `out.size()` bytes at `offset`; 0 at the end of the file. Repeats interrupted calls.
+inline result<std::size_t> read_some(const descriptor& file, std::uint64_t offset, std::span<std::byte> out, const std::string& path) {
+  for (;;) {
+    const ::ssize_t got =
+        ::pread(file.get(), out.data(), std::min(out.size(), largest_transfer), static_cast<::off_t>(offset));
+    if (got >= 0) return static_cast<std::size_t>(got);
+    if (errno != EINTR) return call_failed("cannot read", path, errno, "byte offset " + std::to_string(offset));
+  }
+}
+
+/// Writes all of `bytes` at `offset`.
+inline result<void> write_all(const descriptor& file, std::uint64_t offset, std::span<const std::byte> bytes, const std::string& path) {
+  while (!bytes.empty()) {
+    const ::ssize_t put =
+        ::pwrite(file.get(), bytes.data(), std::min(bytes.size(), largest_transfer), static_cast<::off_t>(offset));
+    if (put < 0 && errno == EINTR) continue;
+    if (put <= 0) return call_failed("cannot write", path, put < 0 ? errno : EIO, "byte offset " + std::to_string(offset));
+    bytes = bytes.subspan(static_cast<std::size_t>(put));
+    offset += static_cast<std::uint64_t>(put);
+  }
+  return {};
+}
+
+/// Bytes that an unprivileged writer may still use on the file system of `path`, if it says.
+inline std::uint64_t free_space(const std::string& path) noexcept {
+  struct ::statvfs raw {};
+  if (::statvfs(path.c_str(), &raw) != 0) return 0;
+  return static_cast<std::uint64_t>(raw.f_bavail) * static_cast<std::uint64_t>(raw.f_frsize);
+}
+
+/// Most bytes that a file of this process may have (RLIMIT_FSIZE). Exceeding it raises SIGXFSZ, so ask before writing.
+inline std::uint64_t file_size_limit() noexcept {
+  struct ::rlimit raw {};
+  if (::getrlimit(RLIMIT_FSIZE, &raw) != 0 || raw.rlim_cur == RLIM_INFINITY) return ~std::uint64_t{0};
+  return static_cast<std::uint64_t>(raw.rlim_cur);
+}
+
+/// Gives a new file its final size and reserves the space where the file system can, so that a full disk shows before the
+/// work and not after it. @fails no_space, io
+inline result<void> reserve(const descriptor& file, std::uint64_t bytes, const std::string& path) {
+  if (bytes == 0) return {};
+  if (bytes > file_size_limit()) return call_failed("cannot reserve the file's space", path, EFBIG);
+#if defined(__linux__)
+  int outcome = 0;
+  do outcome = ::fallocate(file.get(), 0, 0, static_cast<::off_t>(bytes));
+  while (outcome != 0 && errno == EINTR);
+  if (outcome == 0) return {};
+  if (errno != EOPNOTSUPP && errno != ENOSYS) return call_failed("cannot reserve the file's space", path, errno);
+#endif
+  // Nothing can be reserved here; what is known to be too little is still refused before the work.
+  struct ::statvfs room {};
+  if (::fstatvfs(file.get(), &room) == 0 && room.f_blocks != 0 &&
+      bytes / std::max<std::uint64_t>(1, room.f_frsize) > static_cast<std::uint64_t>(room.f_bavail))
+    return call_failed("cannot reserve the file's space", path, ENOSPC);
+  int sized = 0;
+  do sized = ::ftruncate(file.get(), static_cast<::off_t>(bytes));
+  while (sized != 0 && errno == EINTR);
+  if (sized != 0) return call_failed("cannot give the file its size", path, errno);
+  return {};
+}
+
+/// Copies a range between files inside the kernel. True: all of it is done. False: this pair of files cannot; nothing is
+/// promised about the range then. @fails no_space
+inline result<bool> copy_range(int from, std::uint64_t from_offset, const descriptor& to, std::uint64_t to_offset,
+                               std::uint64_t bytes, const std::string& path) {
+#if defined(__linux__)
+  auto in = static_cast<::off64_t>(from_offset);
+  auto out = static_cast<::off64_t>(to_offset);
+  while (bytes != 0) {
+    const auto step = static_cast<std::size_t>(std::min<std::uint64_t>(bytes, largest_transfer));
+    const ::ssize_t done = ::copy_file_range(from, &in, to.get(), &out, step, 0);
+    if (done < 0 && errno == EINTR) continue;
+    if (done < 0 && (errno == ENOSPC || errno == EDQUOT || errno == EFBIG))
+      return call_failed("cannot copy into the file", path, errno, "byte offset " + std::to_string(out));
+    if (done <= 0) return false;  // other file systems, an early end, a read or write error: read_at and write_at say which
+    bytes -= static_cast<std::uint64_t>(done);
+  }
+  return true;
+#else
+  (void)from, (void)from_offset, (void)to, (void)to_offset, (void)bytes, (void)path;
+  return false;
+#endif
+}
+
+/// Makes `to` (empty, new) share the blocks of `from`. False if the file system has no copy-on-write clones.
+inline bool clone_file(const descriptor& from, const descriptor& to) noexcept {
+#if defined(__linux__) && defined(FICLONE)
+  return ::ioctl(to.get(), FICLONE, from.get()) == 0;
+#else
+  (void)from, (void)to;
+  return false;
+#endif
+}
+
+/// Tells the system that a range will be read soon. Advisory.
+inline void will_need(const descriptor& file, std::uint64_t offset, std::uint64_t bytes) noexcept {
+#if defined(__linux__)
+  (void)::posix_fadvise(file.get(), static_cast<::off_t>(offset), static_cast<::off_t>(bytes), POSIX_FADV_WILLNEED);
+#else
+  (void)file, (void)offset, (void)bytes;
+#endif
+}
+
+/// Starts writing a range to the disk without waiting. Advisory: errors show in `synchronize`.
+inline void start_writeback(const descriptor& file, std::uint64_t offset, std::uint64_t bytes) noexcept {
+#if defined(__linux__)
+  (void)::sync_file_range(file.get(), static_cast<::off64_t>(offset), static_cast<::off64_t>(bytes), SYNC_FILE_RANGE_WRITE);
+#else
+  (void)file, (void)offset, (void)bytes;
+#endif
+}
+
+/// Waits until the contents (and the size) are on the disk. Never repeated after a failure: the kernel then has dropped the
+/// pages, and a second call would claim success. Being interrupted (EINTR) is no such failure.
+inline result<void> synchronize(const descriptor& file, const std::string& path) {
+  int outcome = 0;
+  do {
+#if defined(__linux__)
+    outcome = ::fdatasync(file.get());
+#else
+    outcome = ::fsync(file.get());
+#endif
+  } while (outcome != 0 && errno == EINTR);
+  if (outcome != 0) return call_failed("cannot bring the data to the disk", path, errno);
+  return {};
+}
+
+/// Makes the names inside a folder durable. File systems that cannot synchronize folders (EINVAL) are let pass.
+inline result<void> synchronize_folder(const std::string& path) {
+  TENSORSMITH_TRY(const descriptor folder, open_folder(path));
+  int outcome = 0;
+  do outcome = ::fsync(folder.get());
+  while (outcome != 0 && errno == EINTR);
+  if (outcome != 0 && errno != EINVAL && errno != ENOTSUP)
+    return call_failed("cannot bring the folder to the disk", path, errno);
+  return {};
+}
+
+/// Creates a folder; true if it was created, false if a folder is there already.
+inline result<bool> make_folder(const std::string& path, std::uint32_t mode = 0777) {
+  if (::mkdir(path.c_str(), static_cast<::mode_t>(mode)) == 0) return true;
+  const int error = errno;
+  if (error == EEXIST && is_folder(path)) return false;
+  return call_failed("cannot create the folder", path, error);
+}
+
+/// Creates a folder of a name that is free. False: something has the name, whatever it is.
+inline result<bool> make_new_folder(const std::string& path, std::uint32_t mode) {
+  if (::mkdir(path.c_str(), static_cast<::mode_t>(mode)) == 0) return true;
+  if (errno == EEXIST) return false;
+  return call_failed("cannot create the folder", path, errno);
+}
+
+inline result<void> set_mode(const std::string& path, std::uint32_t mode) {
+  if (::chmod(path.c_str(), static_cast<::mode_t>(mode)) != 0) return call_failed("cannot set the permissions", path, errno);
+  return {};
+}
+
+inline result<void> hard_link(const std::string& from, const std::string& to) {
+  if (::link(from.c_str(), to.c_str()) != 0) return call_failed("cannot link to " + quoted(from), to, errno);
+  return {};
+}
+
+/// Renames within a file system, replacing a file (or an empty folder) of the new name.
+inline result<void> rename_over(const std::string& from, const std::string& to) {
+  if (::rename(from.c_str(), to.c_str()) != 0) return call_failed("cannot rename the finished output", to, errno);
+  return {};
+}
+
+/// Renames if the new name is free. False: something has that name.
+inline result<bool> rename_new(const std::string& from, const std::string& to) {
+#if defined(__linux__) && defined(SYS_renameat2)
+  constexpr unsigned no_replace = 1;  // RENAME_NOREPLACE; the C library's header lacks it before glibc 2.28
+  if (::syscall(SYS_renameat2, AT_FDCWD, from.c_str(), AT_FDCWD, to.c_str(), no_replace) == 0) return true;
+  if (errno == EEXIST) return false;
+  if (errno != EINVAL && errno != ENOSYS) return call_failed("cannot rename the finished output", to, errno);
+#endif
+  if (exists(to, false)) return false;
+  TENSORSMITH_CHECK(rename_over(from, to));
+  return true;
+}
+
+/// Exchanges two names in one step. False: the file system cannot, or one of them does not exist.
+inline result<bool> exchange(const std::string& a, const std::string& b) {
+#if defined(__linux__) && defined(SYS_renameat2)
+  constexpr unsigned both = 2;  // RENAME_EXCHANGE
+  if (::syscall(SYS_renameat2, AT_FDCWD, a.c_str(), AT_FDCWD, b.c_str(), both) == 0) return true;
+  if (errno != EINVAL && errno != ENOSYS && errno != ENOENT) return call_failed("cannot rename the finished output", b, errno);
+#else
+  (void)a, (void)b;
+#endif
+  return false;
+}
+
+inline result<void> remove_file(const std::string& path) {
+  if (::unlink(path.c_str()) != 0 && errno != ENOENT) return call_failed("cannot remove the file", path, errno);
+  return {};
+}
+/// Removes an empty folder; false if it is not empty or cannot be removed (tried twice, as remove_tree).
+inline bool remove_empty_folder(const std::string& path) noexcept { return ::rmdir(path.c_str()) == 0 || ::rmdir(path.c_str()) == 0; }
+
+/// The names in a folder, sorted by bytes, without "." and "..".
+inline result<std::vector<std::string>> list_folder(const std::string& path) {
+  struct close {
+    void operator()(::DIR* folder) const noexcept { ::closedir(folder); }
+  };
+  const std::unique_ptr<::DIR, close> folder(::opendir(path.c_str()));
+  if (!folder) return call_failed("cannot list the folder", path, errno);
+  std::vector<std::string> names;
+  for (;;) {
+    errno = 0;
+    const ::dirent* entry = ::readdir(folder.get());
+    if (!entry && errno != 0) return call_failed("cannot list the folder", path, errno);
+    if (!entry) break;
+    const std::string_view name(entry->d_name);
+    if (name != "." && name != "..") names.emplace_back(name);
+  }
+  std::sort(names.begin(), names.end());
+  return names;
+}
+
+namespace detail_os {
+inline void remove_contents(::DIR* folder) noexcept;
+
+/// Removes what `name` in the open folder `parent` stands for; true if nothing is left. Symbolic links are removed, never followed.
+inline bool remove_entry(int parent, const char* name) noexcept {
+  if (::unlinkat(parent, name, 0) == 0 || errno == ENOENT) return true;
+  if (::unlinkat(parent, name, AT_REMOVEDIR) == 0 || errno == ENOENT) return true;
+  int number = -1;
+  do number = ::openat(parent, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+  while (number < 0 && errno == EINTR);
+  if (number < 0) return errno == ENOENT;
+  if (::DIR* folder = ::fdopendir(number)) {
+    remove_contents(folder);
+    ::closedir(folder);
+  } else {
+    ::close(number);
+  }
+  return ::unlinkat(parent, name, AT_REMOVEDIR) == 0 || errno == ENOENT;
+}
+
+inline void remove_contents(::DIR* folder) noexcept {
+  while (const ::dirent* entry = ::readdir(folder)) {
+    const std::string_view inner(entry->d_name);
+    if (inner != "." && inner != "..") remove_entry(::dirfd(folder), entry->d_name);
+  }
+}
+}  // namespace detail_os
+
+/// Removes a file or a folder with all that it holds, without following symbolic links. True if nothing is left. Tries again once:
+/// this is the cleaning up after a failure, which one call may have met for the first time.
+inline bool remove_tree(const std::string& path) noexcept {
+  return detail_os::remove_entry(AT_FDCWD, path.c_str()) || detail_os::remove_entry(AT_FDCWD, path.c_str());
+}
+
+/// The same for a folder that is open, and closes it; it works when no more file can be opened.
+inline bool remove_tree(const std::string& path, descriptor folder) noexcept {
+  if (::DIR* open = folder ? ::fdopendir(folder.get()) : nullptr) {
+    folder.release();
+    detail_os::remove_contents(open);
+    ::closedir(open);
+  }
+  return remove_tree(path);
+}
+
+/// Takes an exclusive lock that ends with the descriptor (and so with the process), without waiting. A system that cannot lock
+/// here counts as `unknown`.
+enum class lock_state : std::uint8_t { taken, held_elsewhere, unknown };
+inline lock_state try_lock(const descriptor& file) noexcept {
+  int outcome = 0;
+  do outcome = ::flock(file.get(), LOCK_EX | LOCK_NB);
+  while (outcome != 0 && errno == EINTR);
+  if (outcome == 0) return lock_state::taken;
+  return errno == EWOULDBLOCK ? lock_state::held_elsewhere : lock_state::unknown;
+}
+
+/// True for files of /proc and /sys: they look like regular files and are none (/proc/self/mem).
+inline bool is_pseudo_file(const descriptor& file) noexcept {
+#if defined(__linux__)
+  struct ::statfs raw {};
+  if (::fstatfs(file.get(), &raw) != 0) return false;
+  constexpr unsigned long proc = 0x9FA0, sysfs = 0x62656572, debugfs = 0x64626720, tracefs = 0x74726163;
+  const auto type = static_cast<unsigned long>(raw.f_type) & 0xFFFFFFFFUL;
+  return type == proc || type == sysfs || type == debugfs || type == tracefs;
+#else
+  (void)file;
+  return false;
+#endif
+}
+
+/// This process's number, for names of temporary files.
+inline long process_number() noexcept { return static_cast<long>(::getpid()); }
+
+/// A number that nobody can guess, for names of temporary files; zero where the system has none. Does not wait.
+inline std::uint32_t random_number() noexcept {
+  std::uint32_t out = 0;
+#if defined(__linux__) && defined(SYS_getrandom)
+  constexpr unsigned without_waiting = 1;  // GRND_NONBLOCK
+  if (::syscall(SYS_getrandom, &out, sizeof out, without_waiting) != static_cast<long>(sizeof out)) out = 0;
+#endif
+  return out;
+}
+
+/// Descriptors that this process may have open.
+inline std::uint64_t descriptor_limit() noexcept {
+  struct ::rlimit raw {};
+  if (::getrlimit(RLIMIT_NOFILE, &raw) != 0 || raw.rlim_cur == RLIM_INFINITY) return ~std::uint64_t{0};
+  return static_cast<std::uint64_t>(raw.rlim_cur);
+}
+
+/// True if the descriptor (1: standard output, 2: standard error) is a terminal.
+inline bool is_terminal(int number) noexcept { return ::isatty(number) == 1; }
+
+/// Resident memory in bytes, as the kernel counts it.
+struct memory_use {
+  std::uint64_t anonymous = 0;      ///< heap and stacks now (RssAnon)
+  std::uint64_t resident = 0;       ///< all resident pages now (VmRSS)
+  std::uint64_t peak_resident = 0;  ///< highest resident size so far (VmHWM)
+};
+
+/// Memory in use by this process; zeros where /proc is missing.
+inline memory_use memory_in_use() {
+  memory_use out;
+  const descriptor file(detail_os::retry_open("/proc/self/status", O_RDONLY));
+  if (!file) return out;
+  char text[8192];
+  const ::ssize_t got = ::read(file.get(), text, sizeof text);
+  if (got <= 0) return out;
+  const std::string_view all(text, static_cast<std::size_t>(got));
+  const auto field = [&](std::string_view name) -> std::uint64_t {
+    std::size_t at = all.find(name);
+    if (at == std::string_view::npos) return 0;
+    at += name.size();
+    while (at < all.size() && (all[at] == ' ' || all[at] == '\t')) ++at;
+    std::uint64_t kibibytes = 0;
+    for (; at < all.size() && all[at] >= '0' && all[at] <= '9'; ++at)
+      kibibytes = kibibytes * 10 + static_cast<std::uint64_t>(all[at] - '0');
+    return kibibytes * 1024;
+  };
+  out.anonymous = field("\nRssAnon:");
+  out.resident = field("\nVmRSS:");
+  out.peak_resident = field("\nVmHWM:");
+  return out;
+}
+
+}  // namespace os
+
+TENSORSMITH_END_NAMESPACE
+#endif  // TENSORSMITH_HAS_IO_OS_HPP
+
+#ifndef TENSORSMITH_HAS_IO_DESCRIPTOR_POOL_HPP
+#define TENSORSMITH_HAS_IO_DESCRIPTOR_POOL_HPP
+// tensorsmith/io/descriptor_pool.hpp: many files with few open descriptors.
+//
+// Include io/file.hpp instead. A model of 1,000 shards must work where a process may have 1,024 descriptors, or 16: a file of a
+// pool is closed while nobody uses it and opened again when it is needed, and must then be the same file.
+
+TENSORSMITH_BEGIN_NAMESPACE
+
+class descriptor_pool;
+
+/// An open file. With a pool, its descriptor may be closed and opened again between two uses; without one it stays open until the
+/// end and a use costs nothing.
+class pooled_file {
+ public:
+  enum class access : std::uint8_t { read, write };
+
+  /// `status`: what it was when it was opened. `path` must stay valid: the real path where a pool is given.
+  pooled_file(os::descriptor file, std::string path, std::string name, const os::file_status& status, access mode,
+              std::shared_ptr<descriptor_pool> pool);
+  pooled_file(const pooled_file&) = delete;
+  pooled_file& operator=(const pooled_file&) = delete;
+  ~pooled_file();
+
+  /// The descriptor, which stays open as long as this lives.
+  class use {
+   public:
+    use(const pooled_file* file, const os::descriptor& number) noexcept : file_(file), number_(&number) {}
+    use(use&& other) noexcept : file_(std::exchange(other.file_, nullptr)), number_(other.number_) {}
+    use& operator=(use&&) = delete;
+    ~use() {
+      if (file_) file_->state_.fetch_sub(1, std::memory_order_release);
+    }
+    const os::descriptor& descriptor() const noexcept { return *number_; }
+
+   private:
+    const pooled_file* file_;
+    const os::descriptor* number_;
+  };
+
+  /// Opens it again where that is needed. @fails integrity (another file has the name now, or it changed), io, no_space (what was
+  /// written could not be brought to the disk when the pool closed it)
+  result<use> hold() const;
+  /// The number of the descriptor, which the pool leaves open from now on; -1 if it cannot be opened.
+  int keep_open() const noexcept;
+
+  const std::string& path() const noexcept { return path_; }
+  const std::string& name() const noexcept { return name_; }
+  const os::file_status& status() const noexcept { return status_; }
+
+  /// Said before the first byte of each write.
+  void about_to_write() const noexcept { dirty_.store(true, std::memory_order_relaxed); }
+  /// Brings what was written to the disk; what the pool closed is there already. @fails io, no_space
+  result<void> synchronize() const;
+  /// Starts bringing it there, if it is open.
+  void start_writeback() const noexcept;
+  /// Closes for good; using it afterwards fails. @fails io, no_space
+  result<void> close();
+
+ private:
+  friend class descriptor_pool;
+  static constexpr std::uint32_t closed = std::uint32_t{1} << 31;
+
+  result<os::descriptor> open_again() const;
+  void close_idle() const noexcept;
+
+  std::string path_, name_;
+  os::file_status status_;
+  access mode_;
+  std::shared_ptr<descriptor_pool> pool_;
+  // Uses, and `closed` while the descriptor is not open. file_ changes only under the pool's lock and while `closed` is set.
+  mutable std::atomic<std::uint32_t> state_{0};
+  mutable std::atomic<bool> recent_{true}, dirty_{true}, kept_{false};
+  mutable os::descriptor file_;
+  mutable std::optional<failure> lost_;  // under the pool's lock: why it cannot be used any more
+};
+
+/// Keeps the number of open descriptors of its files at `most`, less those that threads are using at that moment. A descriptor
+/// that was not used for longest, as far as one mark a file tells, is closed first.
+class descriptor_pool {
+ public:
+  /// A quarter of what the process may open, 24 at most: a reading and a writing pool and the rest of a run stay below 64.
+  static std::size_t usual_size() noexcept {
+    return static_cast<std::size_t>(std::clamp<std::uint64_t>(os::descriptor_limit() / 4, 1, 24));
+  }
+
+  explicit descriptor_pool(std::size_t most = usual_size()) : most_(std::max<std::size_t>(most, 1)) {}
+
+  /// Opens with `open() -> result<os::descriptor>`; if that fails, once more after closing all idle ones (EMFILE).
+  template <class Open>
+  result<os::descriptor> open(Open&& open_file) {
+    const std::scoped_lock lock(mutex_);
+    make_room(most_ - 1);
+    return open_twice(open_file);
+  }
+
+  /// Descriptors that are open now.
+  std::size_t open_count() const {
+    const std::scoped_lock lock(mutex_);
+    return open_.size();
+  }
+
+ private:
+  friend class pooled_file;
+
+  void enter(const pooled_file& file) {
+    const std::scoped_lock lock(mutex_);
+    open_.push_back(&file);
+  }
+  void leave(const pooled_file& file) noexcept {
+    const std::scoped_lock lock(mutex_);
+    std::erase(open_, &file);
+  }
+
+  result<void> reopen(const pooled_file& file) {
+    const std::scoped_lock lock(mutex_);
+    if ((file.state_.load(std::memory_order_acquire) & pooled_file::closed) == 0) return {};
+    if (file.lost_) return *file.lost_;
+    make_room(most_ - 1);
+    open_.reserve(open_.size() + 1);
+    TENSORSMITH_TRY(file.file_, open_twice([&] { return file.open_again(); }));
+    open_.push_back(&file);
+    file.recent_.store(true, std::memory_order_relaxed);
+    file.state_.fetch_and(~pooled_file::closed, std::memory_order_release);
+    return {};
+  }
+
+  template <class Open>
+  result<os::descriptor> open_twice(Open&& open_file) {
+    result<os::descriptor> file = open_file();
+    if (!file && !open_.empty()) {
+      make_room(0);
+      file = open_file();
+    }
+    return file;
+  }
+
+  void make_room(std::size_t most) noexcept {
+    // Two rounds: the first takes the marks away, the second finds those without. What threads hold stays.
+    for (std::size_t steps = 2 * open_.size(); open_.size() > most && steps != 0; --steps) {
+      hand_ = hand_ < open_.size() ? hand_ : 0;
+      const pooled_file& file = *open_[hand_];
+      std::uint32_t unused = 0;
+      if (file.recent_.exchange(false, std::memory_order_relaxed) ||
+          !file.state_.compare_exchange_strong(unused, pooled_file::closed, std::memory_order_acq_rel)) {
+        ++hand_;
+        continue;
+      }
+      file.close_idle();
+      open_.erase(open_.begin() + static_cast<std::ptrdiff_t>(hand_));
+    }
+  }
+
+  std::size_t most_, hand_ = 0;
+  mutable std::mutex mutex_;
+  std::vector<const pooled_file*> open_;
+};
+
+inline pooled_file::pooled_file(os::descriptor file, std::string path, std::string name, const os::file_status& status, access mode,
+                                std::shared_ptr<descriptor_pool> pool)
+    : path_(std::move(path)), name_(std::move(name)), status_(status), mode_(mode), pool_(std::move(pool)), file_(std::move(file)) {
+  if (pool_) pool_->enter(*this);
+}
+
+inline pooled_file::~pooled_file() {
+  if (pool_) pool_->leave(*this);
+}
+
+inline result<pooled_file::use> pooled_file::hold() const {
+  if (!pool_) return use(nullptr, file_);
+  const bool open = (state_.fetch_add(1, std::memory_order_acquire) & closed) == 0;
+  use out(this, file_);  // from here on it ends with the use
+  if (open) {
+    recent_.store(true, std::memory_order_relaxed);
+  } else {
+    TENSORSMITH_CHECK(pool_->reopen(*this));
+  }
+  return out;
+}
+
+inline int pooled_file::keep_open() const noexcept {
+  if (!pool_) return file_.get();
+  try {
+    auto held = hold();
+    if (!held) return -1;
+    if (!kept_.exchange(true)) state_.fetch_add(1, std::memory_order_acquire);  // a use that does not end
+    return held.value().descriptor().get();
+  } catch (const std::exception&) {
+    return -1;
+  }
+}
+
+inline result<os::descriptor> pooled_file::open_again() const {
+  auto opened = mode_ == access::read ? os::open_without_links(path_) : os::open_writable(path_);
+  if (!opened) {
+    opened.error().file = name_;
+    return opened;
+  }
+  os::descriptor file = std::move(opened).value();
+  TENSORSMITH_TRY(const os::file_status now, os::status_of(file, name_));
+  const bool same = now.kind == os::file_kind::regular && now.same_file(status_);
+  if (same && (mode_ == access::write || (now.size == status_.size && now.modified_ns == status_.modified_ns))) return file;
+  return failure{.code = errc::integrity, .what = same ? "the file changed while it was being read" : "the file was replaced while it was in use",
+                 .file = name_, .expected = std::to_string(status_.size) + " bytes", .found = std::to_string(now.size) + " bytes",
+                 .advice = "run again when nothing else changes it"};
+}
+
+inline void pooled_file::close_idle() const noexcept {
+  if (mode_ == access::read) {
+    file_.reset();
+    return;
+  }
+  // An error of writing back is reported to the descriptors that are open at that time: so none is closed before.
+  try {
+    if (dirty_.exchange(false, std::memory_order_relaxed))
+      if (auto done = os::synchronize(file_, name_); !done) lost_ = std::move(done).error();
+    if (auto done = file_.close(name_); !done && !lost_) lost_ = std::move(done).error();
+  } catch (const std::exception&) {  // no memory for the message
+    lost_.emplace(failure{.code = errc::limit, .what = "out of memory"});
+  }
+}
+
+inline result<void> pooled_file::synchronize() const {
+  if (!pool_) return os::synchronize(file_, name_);
+  {
+    const std::scoped_lock lock(pool_->mutex_);
+    if (lost_) return *lost_;
+  }
+  if (!dirty_.load(std::memory_order_relaxed)) return {};
+  TENSORSMITH_TRY(const use held, hold());
+  dirty_.store(false, std::memory_order_relaxed);
+  return os::synchronize(held.descriptor(), name_);
+}
+
+inline void pooled_file::start_writeback() const noexcept {
+  if (!pool_) return os::start_writeback(file_, 0, 0);
+  if ((state_.fetch_add(1, std::memory_order_acquire) & closed) == 0) os::start_writeback(file_, 0, 0);
+  state_.fetch_sub(1, std::memory_order_release);
+}
+
+inline result<void> pooled_file::close() {
+  if (!pool_) return file_.close(name_);
+  pool_->leave(*this);
+  const std::scoped_lock lock(pool_->mutex_);
+  if (lost_) return *lost_;
+  state_.fetch_or(closed, std::memory_order_acq_rel);
+  lost_ = failure{.code = errc::internal, .what = "the file is used after it was closed", .file = name_};
+  return file_.close(name_);
+}
+
+TENSORSMITH_END_NAMESPACE
+#endif  // TENSORSMITH_HAS_IO_DESCRIPTOR_POOL_HPP
+
+#ifndef TENSORSMITH_HAS_IO_FILE_HPP
+#define TENSORSMITH_HAS_IO_FILE_HPP
+// tensorsmith/io/file.hpp: files as byte sources and byte sinks: positional reads and writes, from any thread.
+//
+// Include this to open a model file (open_file) or to read a small text file whole (read_text_file). Files that must appear
+// whole or not at all are written through io/publish.hpp.
+
+TENSORSMITH_BEGIN_NAMESPACE
+
+/// A regular file opened for reading. Reads are positional, so that threads share one descriptor.
+class file_source final : public byte_source {
+ public:
+  /// Use open_file. `path` opens it again where `pool` closed it; `name` is for messages.
+  file_source(os::descriptor file, std::string path, std::string name, const os::file_status& status,
+              std::shared_ptr<descriptor_pool> pool = nullptr)
+      : file_(std::move(file), std::move(path), std::move(name), status, pooled_file::access::read, std::move(pool)) {}
+
+  std::uint64_t size() const noexcept override { return file_.status().size; }
+  const std::string& name() const noexcept override { return file_.name(); }
+  /// Of a file with a pool: stays open from now on. Prefer hold() for a system call and in_file() for the question.
+  int descriptor() const noexcept override { return file_.keep_open(); }
+  bool in_file() const noexcept override { return true; }
+  const file_source* as_file() const noexcept override { return this; }
+  void will_need(std::uint64_t offset, std::uint64_t length) const noexcept override {
+    try {
+      if (const auto held = file_.hold()) os::will_need(held.value().descriptor(), offset, length);
+    } catch (const std::exception&) {  // advisory
+    }
+  }
+  /// Its status when it was opened.
+  const os::file_status& status() const noexcept { return file_.status(); }
+  /// The descriptor for system calls, open as long as the answer lives. @fails integrity, io
+  result<pooled_file::use> hold() const { return file_.hold(); }
+
+  /// @fails malformed (past the end), integrity (the file became shorter or was replaced since it was opened), io
+  result<void> read_at(std::uint64_t offset, std::span<std::byte> out) const override {
+    if (offset > size() || out.size() > size() - offset)
+      return failure{.code = errc::malformed, .what = "the data ends past the end of the file", .file = name(),
+                     .place = "byte offset " + std::to_string(offset), .expected = std::to_string(out.size()) + " bytes",
+                     .found = std::to_string(offset > size() ? 0 : size() - offset)};
+    TENSORSMITH_TRY(const pooled_file::use held, file_.hold());
+    while (!out.empty()) {
+      TENSORSMITH_TRY(const std::size_t got, os::read_some(held.descriptor(), offset, out, name()));
+      if (got == 0) return changed("the file became shorter while it was being read", os::status_of(held.descriptor(), name()));
+      out = out.subspan(got);
+      offset += got;
+    }
+    return {};
+  }
+
+  /// Compares the file with what it was when it was opened. @fails integrity if its size or its time of change differ, or if its
+  /// path leads to another file by now
+  result<void> check_unchanged() const override {
+    TENSORSMITH_TRY(const pooled_file::use held, file_.hold());
+    TENSORSMITH_TRY(const os::file_status now, os::status_of(held.descriptor(), name()));
+    if (now.size != status().size || now.modified_ns != status().modified_ns)
+      return changed("the file changed while it was being read", now);
+    if (const auto there = os::status_of(file_.path()); there && !there.value().same_file(now))
+      return changed("the file was replaced while it was being read", there);
+    return {};
+  }
+
+ private:
+  failure changed(std::string what, const result<os::file_status>& now) const {
+    return failure{.code = errc::integrity, .what = std::move(what), .file = name(),
+                   .expected = std::to_string(size()) + " bytes",
+                   .found = now ? std::to_string(now.value().size) + " bytes" : "no answer", .advice = "run again when it is complete"};
+  }
+
+  pooled_file file_;
+};
+
+namespace detail {
+
+/// The rest of open_file: `open() -> result<os::descriptor>` for a path that was a regular file a moment ago.
+template <class Open>
+result<std::shared_ptr<const byte_source>> open_regular_file(const std::string& path, std::string name, Open&& open,
+                                                             std::shared_ptr<descriptor_pool> pool) {
+  const auto refuse = [&](std::string_view kind) {
+    return failure{.code = errc::path, .what = "the path is no regular file", .file = name, .expected = "a regular file",
+                   .found = std::string(kind)};
+  };
+  // Asked before opening, because opening a device may already do something (rewind a tape); and again afterwards.
+  TENSORSMITH_TRY(const os::file_status before, os::status_of(path));
+  if (before.kind != os::file_kind::regular) return refuse(os::kind_name(before.kind));
+  TENSORSMITH_TRY(os::descriptor file, pool ? pool->open(open) : open());
+  TENSORSMITH_TRY(const os::file_status status, os::status_of(file, name));
+  if (status.kind != os::file_kind::regular) return refuse(os::kind_name(status.kind));
+  if (os::is_pseudo_file(file)) return refuse("a view into the kernel");
+  return std::shared_ptr<const byte_source>(
+      std::make_shared<file_source>(std::move(file), path, std::move(name), status, std::move(pool)));
+}
+
+}  // namespace detail
+
+/// Opens a regular file for reading; returns at once whatever the path is. `name` is what messages call it (default: the path).
+/// @fails path (a folder, pipe, socket, device or a file of /proc), io (missing, no permission)
+inline result<std::shared_ptr<const byte_source>> open_file(const std::string& path, std::string name = {}) {
+  if (name.empty()) name = path;
+  return detail::open_regular_file(path, std::move(name), [&] { return os::open_readable(path); }, nullptr);
+}
+
+/// Opens `folder/relative`, where `relative` comes from a file and is not trusted: it may not leave the folder, by its text
+/// nor by symbolic links. Links of a Hugging Face cache (snapshots/<revision>/… → blobs/…) are accepted. With a `pool`, which many
+/// files share, the descriptor is closed while others need the room; the file is opened again when it is read, and must be the same.
+/// @fails path, io
+inline result<std::shared_ptr<const byte_source>> open_file_below(const std::string& folder, const std::string& relative,
+                                                                  std::string_view named_by, bool allow_subfolders = false,
+                                                                  std::shared_ptr<descriptor_pool> pool = nullptr) {
+  TENSORSMITH_CHECK(check_relative_path(relative, named_by, {}, allow_subfolders));
+  const std::string path = join_path(folder, relative);
+  TENSORSMITH_TRY(const std::string root, os::real_path(folder.empty() ? "." : folder));
+  TENSORSMITH_TRY(const std::string real, os::real_path(path));
+  const auto below = [](std::string_view inner, std::string_view outer) {
+    return inner.size() > outer.size() && inner.starts_with(outer) && (outer.ends_with('/') || inner[outer.size()] == '/');
+  };
+  bool contained = below(real, root);
+  if (const std::size_t at = root.rfind("/snapshots/"); !contained && at != std::string::npos)
+    contained = below(real, root.substr(0, at) + "/blobs");
+  if (!contained)
+    return failure{.code = errc::path, .what = "the path is a symbolic link that leaves its folder", .file = path,
+                   .expected = "a file below " + quoted(root), .found = quoted(real), .advice = "copy the file into the folder"};
+  return detail::open_regular_file(real, path, [&] { return os::open_without_links(real); }, std::move(pool));
+}
+
+/// A folder from which several files are opened one after another. A writer replaces it as a whole, so what was opened belongs
+/// together if the path still leads to the same folder afterwards.
+class steady_folder {
+ public:
+  /// Begin before the first file. @fails io
+  static result<steady_folder> begin(const std::string& path) {
+    steady_folder out;
+    out.path_ = path.empty() ? "." : path;
+    TENSORSMITH_TRY(out.folder_, os::hold_folder(out.path_));  // held: its number in the file system is not given to another
+    return out;
+  }
+  /// Ask after the last. @fails integrity (another folder has the path), io
+  result<void> check() const {
+    TENSORSMITH_TRY(const os::file_status then, os::status_of(folder_, path_));
+    const auto now = os::status_of(path_);
+    if (now && now.value().same_file(then)) return {};
+    return failure{.code = errc::integrity, .what = "the folder was replaced while its files were being opened", .file = path_,
+                   .advice = "run again when it is complete"};
+  }
+
+ private:
+  steady_folder() = default;
+  std::string path_;
+  os::descriptor folder_;
+};
+
+/// The contents of a file of at most `most` bytes. @fails limit (longer), path, io
+inline result<std::string> read_text_file(const std::string& path, std::uint64_t most);
+
+/// The contents of a source of at most `most` bytes. `option` names what raises the limit. @fails limit, io
+inline result<std::string> read_text(const byte_source& source, std::uint64_t most, std::string_view option = {}) {
+  if (source.size() > most)
+    return failure{.code = errc::limit, .what = "the file is too long", .file = source.name(),
+                   .expected = "at most " + std::to_string(most) + " bytes", .found = std::to_string(source.size()),
+                   .advice = option.empty() ? std::string() : "raise " + std::string(option) + " if you trust it"};
+  std::string text(static_cast<std::size_t>(source.size()), '\0');
+  TENSORSMITH_CHECK(source.read_at(0, std::as_writable_bytes(std::span(text))));
+  return text;
+}
+
+inline result<std::string> read_text_file(const std::string& path, std::uint64_t most) {
+  TENSORSMITH_TRY(const auto file, open_file(path));
+  return read_text(*file, most);
+}
+
+/// A new file of a size that is fixed when it is created. Writes are positional, from any thread.
+class output_file final : public byte_sink {
+ public:
+  /// Creates `path`, which must not exist, and reserves its space. `name` is what messages call it (default: the path). With a `pool`,
+  /// which many files share, it is brought to the disk and closed while others need the room.
+  /// Nothing is left at the path after a failure. @fails no_space (with the bytes needed and free), io
+  static result<std::shared_ptr<output_file>> create(const std::string& path, std::uint64_t size, std::string name = {},
+                                                     std::shared_ptr<descriptor_pool> pool = nullptr) {
+    if (name.empty()) name = path;
+    const auto open = [&] { return os::create_exclusive(path); };
+    auto created = pool ? pool->open(open) : open();
+    if (!created) {
+      created.error().file = name;
+      return std::move(created).error();
+    }
+    created_path undo{path};
+    TENSORSMITH_TRY(const os::file_status status, os::status_of(created.value(), name));
+    if (auto reserved = os::reserve(created.value(), size, name); !reserved) {
+      failure error = std::move(reserved).error();
+      if (error.code == errc::no_space) {
+        error.expected = std::to_string(size) + " bytes";
+        error.found = std::to_string(std::min(os::free_space(std::string(parent_path(path))), os::file_size_limit())) + " bytes free";
+      }
+      return error;
+    }
+    auto out = std::make_shared<output_file>(token{}, std::move(created).value(), path, std::move(name), size, status, std::move(pool));
+    undo.path.clear();
+    return out;
+  }
+
+  const std::string& name() const noexcept override { return file_.name(); }
+  /// Where it lies now; it is renamed when it is published.
+  const std::string& path() const noexcept { return file_.path(); }
+  std::uint64_t size() const noexcept { return size_; }
+  /// The descriptor for system calls, open as long as the answer lives. @fails integrity, io, no_space
+  result<pooled_file::use> hold() const { return file_.hold(); }
+
+  result<void> write_at(std::uint64_t offset, std::span<const std::byte> bytes) override {
+    TENSORSMITH_CHECK(inside(offset, bytes.size()));
+    TENSORSMITH_TRY(const pooled_file::use held, file_.hold());
+    file_.about_to_write();
+    return os::write_all(held.descriptor(), offset, bytes, name());
+  }
+
+  /// Copies a range inside the kernel. True: done. False: not possible here, use read_at and write_at. @fails io, no_space
+  result<bool> copy_from(const byte_source& source, std::uint64_t from, std::uint64_t to, std::uint64_t length) {
+    if (!source.in_file()) return false;
+    TENSORSMITH_CHECK(inside(to, length));
+    TENSORSMITH_TRY(const pooled_file::use held, file_.hold());
+    file_.about_to_write();
+    if (const file_source* file = source.as_file()) {
+      TENSORSMITH_TRY(const pooled_file::use read, file->hold());
+      return os::copy_range(read.descriptor().get(), from, held.descriptor(), to, length, name());
+    }
+    return os::copy_range(source.descriptor(), from, held.descriptor(), to, length, name());
+  }
+
+  /// Waits until all bytes are on the disk.
+  result<void> sync() { return file_.synchronize(); }
+  /// Starts the transfer to the disk without waiting for it.
+  void start_writeback() noexcept { file_.start_writeback(); }
+  /// Closes; later writes fail. @fails io, no_space (file systems that report a full quota only now)
+  result<void> close() {
+    closed_ = true;
+    return file_.close();
+  }
+  bool closed() const noexcept { return closed_; }
+
+ private:
+  struct token {};
+  struct created_path {  // removed unless cleared
+    std::string path;
+    ~created_path() {
+      if (!path.empty()) os::remove_tree(path);
+    }
+  };
+
+ public:
+  /// Use create().
+  output_file(token, os::descriptor file, std::string path, std::string name, std::uint64_t size, const os::file_status& status,
+              std::shared_ptr<descriptor_pool> pool)
+      : file_(std::move(file), std::move(path), std::move(name), status, pooled_file::access::write, std::move(pool)), size_(size) {}
+
+ private:
+  result<void> inside(std::uint64_t offset, std::uint64_t length) const {
+    if (offset <= size_ && length <= size_ - offset) return {};
+    return failure{.code = errc::internal, .what = "write past the planned end", .file = name(),
+                   .place = "byte offset " + std::to_string(offset), .expected = "at most " + std::to_string(size_) + " bytes",
+                   .found = std::to_string(length) + " more"};
+  }
+
+  pooled_file file_;
+  std::uint64_t size_;
+  bool closed_ = false;
+};
+
+TENSORSMITH_END_NAMESPACE
+#endif  // TENSORSMITH_HAS_IO_FILE_HPP
+
+#ifndef TENSORSMITH_HAS_IO_JSON_HPP
+#define TENSORSMITH_HAS_IO_JSON_HPP
+// tensorsmith/io/json.hpp: JSON text to json_value and back, and a bounded walk over JSON that builds nothing.
+//
+// Include this for configurations (parse_json, read_json_file, write_json) and, in readers of formats with large JSON headers,
+// for walk_json. The one header that includes nlohmann/json.
+
+TENSORSMITH_BEGIN_NAMESPACE
+
+/// How walk_json reads.
+struct walk_options {
+  std::uint64_t depth = limits{}.json_depth;  ///< most nested arrays and objects
+  std::uint64_t base_offset = 0;              ///< offset of the text in its file, for messages
+  /// Objects at this depth and deeper must have unique keys (0: all). A handler that checks the keys of outer objects itself
+  /// sets it higher, and no second copy of those keys is held.
+  std::size_t unique_keys_from = 0;
+};
+
+/// Where a walk is. A handler reports what it refuses through `fail`.
+class json_cursor {
+ public:
+  /// Byte offset in the file just behind the token that is being reported (one further behind a number).
+  std::uint64_t offset() const noexcept { return options_.base_offset + static_cast<std::uint64_t>(at_ - text_.data()); }
+  /// Open arrays and objects around the current value.
+  std::size_t depth() const noexcept { return depth_; }
+  /// The key or index of the current value in the container of nesting `level` (0: the outermost).
+  std::string_view key(std::size_t level) const noexcept { return frames_[level].key; }
+  std::size_t index(std::size_t level) const noexcept { return frames_[level].index; }
+
+  /// RFC 6901 pointer of the current value, quoted for printing.
+  std::string pointer() const {
+    std::string out;
+    for (std::size_t i = 0; i < depth_; ++i) {
+      const frame& f = frames_[i];
+      if (f.count == 0) break;
+      out += '/';
+      if (f.array) {
+        out += std::to_string(f.index);
+        continue;
+      }
+      for (const char c : f.key) out += c == '~' ? "~0" : c == '/' ? "~1" : std::string(1, c);
+    }
+    return quoted(out);
+  }
+
+  /// "byte offset 12 at '/a/shape/0'", without the pointer at the top of the document.
+  std::string place() const {
+    const std::string at = pointer();
+    return "byte offset " + std::to_string(offset()) + (at == "''" ? std::string() : " at " + at);
+  }
+
+  /// Stops the walk with this failure; its file and place are filled in. Returns false, to be returned by the handler.
+  bool fail(errc code, std::string what, std::string expected = {}, std::string found = {}, std::string advice = {}) {
+    error_ = failure{.code = code, .what = std::move(what), .file = file_, .place = place(), .expected = std::move(expected),
+                     .found = std::move(found), .advice = std::move(advice)};
+    return false;
+  }
+
+ protected:
+  struct frame {
+    bool array = false;
+    std::size_t index = 0, count = 0;
+    std::size_t first_key = 0;  // in keys_, if keys are collected
+    std::string key;
+  };
+  json_cursor(std::string_view text, const std::string& file, const walk_options& options)
+      : text_(text), at_(text.data()), file_(file), options_(options) {}
+
+  std::string_view text_;
+  const char* at_;
+  const std::string& file_;
+  const walk_options& options_;
+  std::vector<frame> frames_;  // kept when a container closes, so that their strings are reused
+  std::size_t depth_ = 0;
+  std::optional<failure> error_;
+};
+
+namespace detail {
+
+/// A byte iterator that tells how far the parser has read.
+class counting_iterator {
+ public:
+  using iterator_category = std::input_iterator_tag;
+  using value_type = char;
+  using difference_type = std::ptrdiff_t;
+  using pointer = const char*;
+  using reference = const char&;
+
+  counting_iterator() = default;
+  counting_iterator(const char* at, const char** seen) noexcept : at_(at), seen_(seen) {}
+  reference operator*() const noexcept { return *at_; }
+  counting_iterator& operator++() noexcept {
+    *seen_ = ++at_;
+    return *this;
+  }
+  counting_iterator operator++(int) noexcept {
+    counting_iterator before = *this;
+    ++*this;
+    return before;
+  }
+  bool operator==(const counting_iterator& other) const noexcept { return at_ == other.at_; }
+
+ private:
+  const char* at_ = nullptr;
+  const char** seen_ = nullptr;
+};
+
+/// Turns the parser's events into the handler's, keeping depth, position and unique keys.
+template <class Handler>
+class json_walker final : public json_cursor {
+ public:
+  using json = nlohmann::json;
+  json_walker(std::string_view text, const std::string& file, const walk_options& options, Handler& handler)
+      : json_cursor(text, file, options), handler_(handler) {}
+
+  result<void> go() {
+    if (const void* nul = text_.empty() ? nullptr : std::memchr(text_.data(), 0, text_.size())) {
+      at_ = static_cast<const char*>(nul);  // the parser would take it for the end of the text
+      fail(errc::malformed, "a NUL byte in JSON text");
+      return std::move(*error_);
+    }
+    if (text_.starts_with("\xEF\xBB\xBF")) {
+      fail(errc::malformed, "a byte order mark before JSON text", "'{' or another value", {}, "save the file as UTF-8 without it");
+      return std::move(*error_);
+    }
+    const counting_iterator first(text_.data(), &at_), last(text_.data() + text_.size(), &at_);
+    if (json::sax_parse(first, last, this, json::input_format_t::json, /*strict=*/true)) return {};
+    if (!error_) fail(errc::malformed, "invalid JSON");
+    return std::move(*error_);
+  }
+
+  bool null() { return next() && handler_.null(*this); }
+  bool boolean(bool value) { return next() && handler_.boolean(value, *this); }
+  bool number_integer(json::number_integer_t value) { return next() && handler_.integer(value, *this); }
+  bool number_unsigned(json::number_unsigned_t value) { return next() && handler_.natural(value, *this); }
+  bool number_float(json::number_float_t value, const json::string_t& written) {
+    if (!next()) return false;
+    // Not asked by its point: in a locale with decimal commas the parser hands the text on with a comma.
+    if (written.find_first_not_of("-0123456789") == std::string::npos)
+      return fail(errc::malformed, "the integer is out of range", "an integer of 64 bits", quoted(written));
+    return handler_.number(value, *this);
+  }
+  bool string(json::string_t& value) { return next() && handler_.string(value, *this); }
+  bool binary(json::binary_t&) { return false; }  // never in text
+  bool start_object(std::size_t) { return next() && open(false) && handler_.start_object(*this); }
+  bool start_array(std::size_t) { return next() && open(true) && handler_.start_array(*this); }
+  bool end_array() {
+    --depth_;
+    return handler_.end_array(*this);
+  }
+  bool key(json::string_t& name) {
+    frame& f = frames_[depth_ - 1];
+    ++f.count;
+    f.key = name;
+    if (depth_ > options_.unique_keys_from) keys_.push_back({name, offset()});
+    return handler_.key(name, *this);
+  }
+  bool end_object() {
+    if (depth_ > options_.unique_keys_from && !unique_keys()) return false;
+    --depth_;
+    return handler_.end_object(*this);
+  }
+
+  bool parse_error(std::size_t, const std::string&, const nlohmann::detail::exception& problem) {
+    // "[json.exception…] parse error at line 1, column 5: syntax error while parsing value - unexpected end of input; expected …"
+    std::string_view reason(problem.what());
+    if (reason.find("number overflow") != std::string_view::npos)
+      return fail(errc::malformed, "the number is out of range", "a number that a double holds");
+    if (const std::size_t dash = reason.find(" - "); dash != std::string_view::npos) reason.remove_prefix(dash + 3);
+    std::string what(reason.substr(0, std::min(reason.find("; last read"), reason.find("; expected"))));
+    if (what.find("UTF-8") != std::string::npos || what.find("ill-formed") != std::string::npos) what = "invalid UTF-8 in a string";
+    if (at_ != text_.data() && what.find("end of input") == std::string::npos) --at_;  // the offending byte itself
+    return fail(errc::malformed, "invalid JSON: " + what, {}, found_byte());
+  }
+
+ private:
+  struct known_key {
+    std::string name;
+    std::uint64_t offset;
+  };
+
+  /// Counts a value in the array around it.
+  bool next() noexcept {
+    if (depth_ == 0) return true;
+    frame& f = frames_[depth_ - 1];
+    if (f.array) f.index = f.count++;
+    return true;
+  }
+
+  bool open(bool array) {
+    if (depth_ >= options_.depth)
+      return fail(errc::limit, "JSON is nested too deeply", "at most " + std::to_string(options_.depth) + " levels", {},
+                  "raise limits::json_depth (--max-json-depth) if you trust it");
+    if (depth_ == frames_.size()) frames_.emplace_back();
+    frame& f = frames_[depth_++];
+    f.array = array;
+    f.index = f.count = 0;
+    f.first_key = keys_.size();
+    return true;
+  }
+
+  bool unique_keys() {
+    const auto first = keys_.begin() + static_cast<std::ptrdiff_t>(frames_[depth_ - 1].first_key);
+    if (keys_.end() - first > 1) {
+      std::sort(first, keys_.end(), [](const known_key& a, const known_key& b) {
+        return a.name != b.name ? a.name < b.name : a.offset < b.offset;
+      });
+      const auto twice = std::adjacent_find(first, keys_.end(), [](const auto& a, const auto& b) { return a.name == b.name; });
+      if (twice != keys_.end()) {
+        frames_[depth_ - 1].key = twice->name;
+        at_ = text_.data() + (twice[1].offset - options_.base_offset);
+        return fail(errc::malformed, "the key " + quoted(twice->name) + " appears twice in one object", "unique keys",
+                    "it at byte offsets " + std::to_string(twice[0].offset) + " and " + std::to_string(twice[1].offset));
+      }
+    }
+    keys_.erase(first, keys_.end());
+    return true;
+  }
+
+  std::string found_byte() const {
+    return at_ < text_.data() + text_.size() ? quoted(text_.substr(static_cast<std::size_t>(at_ - text_.data()), 1))
+                                             : std::string("the end of the text");
+  }
+
+  Handler& handler_;
+  std::vector<known_key> keys_;  // of the open objects whose keys are checked
+};
+
+}  // namespace detail
+
+/// Reads JSON text event by event in bounded memory. `Handler` has, each returning false after json_cursor::fail to stop:
+/// null(c), boolean(bool, c), integer(int64, c) (negative ones), natural(uint64, c), number(double, c), string(std::string&, c),
+/// start_object(c), key(std::string&, c), end_object(c), start_array(c), end_array(c), with `json_cursor& c` last. Strings may be moved from.
+/// @fails malformed (syntax, UTF-8, numbers out of range, duplicate keys, anything behind the value), limit (depth), and what
+/// the handler refuses
+template <class Handler>
+result<void> walk_json(std::string_view text, const std::string& file, Handler& handler, const walk_options& options = {}) {
+  detail::json_walker<Handler> walker(text, file, options, handler);
+  return walker.go();
+}
+
+namespace detail {
+
+/// Builds a json_value. Its memory stays within 32 MiB + 4 × the length of the text.
+class json_builder {
+ public:
+  explicit json_builder(std::size_t text_bytes) : budget_(((std::size_t{32} << 20) + 4 * text_bytes) / sizeof(json_value)) {}
+  json_value take() { return std::move(root_); }
+
+  bool null(json_cursor& c) { return put(json_value(), c); }
+  bool boolean(bool value, json_cursor& c) { return put(json_value(value), c); }
+  bool integer(std::int64_t value, json_cursor& c) { return put(json_value(value), c); }
+  bool natural(std::uint64_t value, json_cursor& c) {
+    if (value > static_cast<std::uint64_t>(INT64_MAX))
+      return c.fail(errc::malformed, "the integer is out of range", "an integer of 64 bits", std::to_string(value));
+    return put(json_value(static_cast<std::int64_t>(value)), c);
+  }
+  bool number(double value, json_cursor& c) { return put(json_value(value), c); }
+  bool string(std::string& value, json_cursor& c) { return put(json_value(std::move(value)), c); }
+  bool key(std::string& name, json_cursor&) {
+    open_.back()->as_object()->emplace_back(std::move(name), json_value());
+    return true;
+  }
+  bool start_object(json_cursor& c) { return put(json_value(json_value::object{}), c); }
+  bool start_array(json_cursor& c) { return put(json_value(json_value::array{}), c); }
+  bool end_object(json_cursor&) { return open_.pop_back(), true; }
+  bool end_array(json_cursor&) { return open_.pop_back(), true; }
+
+ private:
+  bool put(json_value value, json_cursor& c) {
+    if (budget_ == 0)
+      return c.fail(errc::limit, "JSON has too many values for its length", {}, {}, "this is no configuration; check the file");
+    --budget_;
+    json_value* place = &root_;
+    if (!open_.empty()) {
+      if (json_value::array* items = open_.back()->as_array()) {
+        place = &items->emplace_back();
+      } else {
+        place = &open_.back()->as_object()->back().second;
+      }
+    }
+    *place = std::move(value);
+    if (place->as_object() || place->as_array()) open_.push_back(place);  // stays valid: only the innermost container grows
+    return true;
+  }
+
+  json_value root_;
+  std::vector<json_value*> open_;
+  std::size_t budget_;
+};
+
+}  // namespace detail
+
+/// JSON text as a value; `file` is what messages call it. @fails malformed, limit (depth, too many values)
+inline result<json_value> parse_json(std::string_view text, const std::string& file, const limits& bounds = {}) {
+  detail::json_builder builder(text.size());
+  TENSORSMITH_CHECK(walk_json(text, file, builder, {.depth = bounds.json_depth}));
+  return builder.take();
+}
+
+/// The JSON document in a source of at most `most` bytes. @fails malformed, limit, io
+inline result<json_value> read_json(const byte_source& source, std::uint64_t most = limits{}.config_bytes, const limits& bounds = {}) {
+  TENSORSMITH_TRY(const std::string text, read_text(source, most, "limits::config_bytes (--max-config)"));
+  return parse_json(text, source.name(), bounds);
+}
+
+/// The JSON document in a file of at most `most` bytes. @fails malformed, limit, path, io
+inline result<json_value> read_json_file(const std::string& path, std::uint64_t most = limits{}.config_bytes, const limits& bounds = {}) {
+  TENSORSMITH_TRY(const auto file, open_file(path));
+  return read_json(*file, most, bounds);
+}
+
+/// Appends text as a JSON string with quotes. UTF-8 is kept; bytes that are no UTF-8 become U+FFFD.
+inline void append_json_string(std::string& out, std::string_view text) {
+  out += '"';
+  for (std::size_t at = 0; at < text.size();) {
+    std::uint32_t point = 0;
+    const std::size_t length = detail::utf8_sequence(text, at, point);
+    if (length == 0) {
+      out += "\xEF\xBF\xBD";
+      ++at;
+      continue;
+    }
+    switch (point) {
+      case '"': out += "\\\""; break;
+      case '\\': out += "\\\\"; break;
+      case '\b': out += "\\b"; break;
+      case '\f': out += "\\f"; break;
+      case '\n': out += "\\n"; break;
+      case '\r': out += "\\r"; break;
+      case '\t': out += "\\t"; break;
+      default:
+        if (point < 0x20) {
+          out += "\\u";
+          detail::append_hex(out, point, 4);
+        } else {
+          out.append(text.substr(at, length));
+        }
+    }
+    at += length;
+  }
+  out += '"';
+}
+
+/// Appends the shortest text that reads back as the same double, in the form Python prints: 0.00085, 1e-05, 1.0. Values that
+/// JSON cannot hold (infinite, not a number) become null.
+inline void append_json_number(std::string& out, double value) {
+  if (!std::isfinite(value)) {
+    out += "null";
+    return;
+  }
+  char digits[400];
+  const double size = std::fabs(value);
+  const bool plain = value == 0 || (size >= 1e-4 && size < 1e16);
+  const auto end = std::to_chars(digits, digits + sizeof digits, value,
+                                 plain ? std::chars_format::fixed : std::chars_format::scientific);
+  const std::string_view text(digits, static_cast<std::size_t>(end.ptr - digits));
+  out += text;
+  if (plain && text.find('.') == std::string_view::npos) out += ".0";
+}
+
+namespace detail {
+
+inline void append_json(std::string& out, const json_value& value, int indent, int level) {
+  const auto line = [&](int depth) {
+    if (indent <= 0) return;
+    out += '\n';
+    out.append(static_cast<std::size_t>(indent * depth), ' ');
+  };
+  const std::string_view comma = indent > 0 ? "," : ", ";
+  if (const bool* b = value.as_bool()) {
+    out += *b ? "true" : "false";
+  } else if (const std::int64_t* i = value.as_integer()) {
+    out += std::to_string(*i);
+  } else if (const double* d = value.as_double()) {
+    append_json_number(out, *d);
+  } else if (const std::string* s = value.as_string()) {
+    append_json_string(out, *s);
+  } else if (const json_value::array* items = value.as_array()) {
+    out += '[';
+    for (std::size_t k = 0; k < items->size(); ++k) {
+      if (k) out += comma;
+      line(level + 1);
+      append_json(out, (*items)[k], indent, level + 1);
+    }
+    if (!items->empty()) line(level);
+    out += ']';
+  } else if (const json_value::object* members = value.as_object()) {
+    out += '{';
+    for (std::size_t k = 0; k < members->size(); ++k) {
+      if (k) out += comma;
+      line(level + 1);
+      append_json_string(out, (*members)[k].first);
+      out += ": ";
+      append_json(out, (*members)[k].second, indent, level + 1);
+    }
+    if (!members->empty()) line(level);
+    out += '}';
+  } else {
+    out += "null";
+  }
+}
+
+}  // namespace detail
+
+/// JSON text of a value, laid out as Python's json.dumps(value, indent=indent, ensure_ascii=False); one line if indent is 0.
+/// The same value gives the same bytes on every machine and in every locale.
+inline std::string write_json(const json_value& value, int indent = 2) {
+  std::string out;
+  detail::append_json(out, value, indent, 0);
+  return out;
+}
+
+TENSORSMITH_END_NAMESPACE
+#endif  // TENSORSMITH_HAS_IO_JSON_HPP
+
+#ifndef TENSORSMITH_HAS_FORMAT_SAFETENSORS_READ_HPP
+#define TENSORSMITH_HAS_FORMAT_SAFETENSORS_READ_HPP
+// tensorsmith/format/safetensors/read.hpp: reads safetensors files: header, proof that it describes the file, catalog.
+//
+// The file: u64 length N, N bytes of JSON (name → dtype, shape, data_offsets; "__metadata__": strings), then the data, which the
+// tensors must cover without hole, overlap or rest. Opening reads the header only and copies no tensor.
+
+TENSORSMITH_BEGIN_NAMESPACE
+
+/// One tensor of a header. Offsets count from the start of the data.
+struct safetensors_entry {
+  std::string name;
+  dtype type = dtype::f32;
+  shape_type shape;
+  std::uint64_t begin = 0, end = 0;
+};
+
+/// A header that was proven to describe its file: every tensor lies inside, nothing overlaps, nothing is left over.
+struct safetensors_header {
+  std::vector<safetensors_entry> entries;                     ///< by offset; empty tensors at one offset in the order of the text
+  std::vector<std::pair<std::string, std::string>> metadata;  ///< "__metadata__", in the order of the text
+  std::uint64_t data_offset = 8;                              ///< where the data starts in the file
+  std::vector<std::string> ignored_fields;                    ///< pointers of fields that the format does not know
+
+  /// The metadata value called `key`, or nullptr.
+  const std::string* find_metadata(std::string_view key) const noexcept {
+    for (const auto& [name, value] : metadata)
+      if (name == key) return &value;
+    return nullptr;
+  }
+};
+
+namespace detail {
+
+/// Collects the entries of a header from the walk over its JSON.
+class safetensors_header_handler {
+ public:
+  safetensors_header_handler(safetensors_header& header, const limits& bounds) : header_(header), bounds_(bounds) {}
+
+  bool null(json_cursor& c) { return scalar("null", c); }
+  bool boolean(bool, json_cursor& c) { return scalar("a boolean", c); }
+  bool integer(std::int64_t value, json_cursor& c) { return scalar("the negative integer " + std::to_string(value), c); }
+  bool number(double, json_cursor& c) { return scalar("a number that is no integer", c); }
+
+  bool natural(std::uint64_t value, json_cursor& c) {
+    if (inside_unknown(c)) return true;
+    if (c.depth() != 3 || metadata_) return scalar("the integer " + std::to_string(value), c);
+    if (field_ == field::offsets) {
+      const std::size_t k = c.index(2);
+      if (k > 1) return c.fail(errc::malformed, "data_offsets has too many values", "begin and end");
+      (k == 0 ? header_.entries.back().begin : header_.entries.back().end) = value;
+      ++offsets_;
+      return true;
+    }
+    if (c.index(2) >= bounds_.rank)
+      return c.fail(errc::limit, "the tensor " + quoted(c.key(0)) + " has too many dimensions",
+                    "at most " + std::to_string(bounds_.rank), {}, "raise limits::rank (--max-rank) if you trust it");
+    header_.entries.back().shape.push_back(value);
+    return true;
+  }
+
+  bool string(std::string& value, json_cursor& c) {
+    if (inside_unknown(c)) return true;
+    if (metadata_ && c.depth() == 2) return header_.metadata.emplace_back(c.key(1), std::move(value)), true;
+    if (c.depth() != 2 || field_ != field::dtype) return scalar("the string " + quoted(value), c);
+    const auto type = safetensors_dtype_named(value);
+    if (!type)
+      return c.fail(errc::unsupported, "the tensor " + quoted(c.key(0)) + " has an unknown dtype", "a dtype of safetensors",
+                    quoted(value));
+    header_.entries.back().type = *type;
+    return true;
+  }
+
+  bool start_object(json_cursor& c) {
+    if (c.depth() == 1) return true;
+    if (c.depth() > 2) return scalar("an object", c, 1);
+    if (metadata_) return true;
+    header_.entries.push_back({std::string(c.key(0)), dtype::f32, {}, 0, 0});
+    starts_.push_back(c.offset());
+    seen_ = 0;
+    offsets_ = 0;
+    return true;
+  }
+
+  bool start_array(json_cursor& c) {
+    if (c.depth() == 1) return c.fail(errc::malformed, "the header is no JSON object", "an object", "an array");
+    if (c.depth() == 3 && !metadata_ && (field_ == field::shape || field_ == field::offsets)) return true;
+    return scalar("an array", c, 1);
+  }
+
+  bool key(std::string& name, json_cursor& c) {
+    if (c.depth() == 1) {
+      if (name.size() > bounds_.name_bytes)
+        return c.fail(errc::limit, "a tensor name is too long", "at most " + std::to_string(bounds_.name_bytes) + " bytes",
+                      std::to_string(name.size()), "raise limits::name_bytes (--max-name) if you trust it");
+      metadata_ = name == "__metadata__";
+      if (metadata_ && std::exchange(had_metadata_, true))
+        return c.fail(errc::malformed, "the key '__metadata__' appears twice", "unique keys");
+      if (!metadata_ && header_.entries.size() >= bounds_.tensors)
+        return c.fail(errc::limit, "the file has too many tensors", "at most " + std::to_string(bounds_.tensors), {},
+                      "raise limits::tensors (--max-tensors) if you trust it");
+      return true;
+    }
+    if (c.depth() != 2 || metadata_) return true;
+    field_ = name == "dtype" ? field::dtype : name == "shape" ? field::shape : name == "data_offsets" ? field::offsets : field::unknown;
+    offsets_ = 0;
+    if (field_ == field::unknown) {
+      constexpr std::size_t listed = 100;  // each is a remark for a person; all of them are counted by the caller's note
+      if (header_.ignored_fields.size() < listed) header_.ignored_fields.push_back(c.pointer());
+    } else {
+      seen_ |= 1U << static_cast<unsigned>(field_);
+    }
+    return true;
+  }
+
+  bool end_array(json_cursor& c) {
+    if (c.depth() == 2 && !metadata_ && field_ == field::offsets && offsets_ != 2)
+      return c.fail(errc::malformed, "data_offsets has too few values", "begin and end", std::to_string(offsets_));
+    return true;
+  }
+
+  bool end_object(json_cursor& c) { return c.depth() != 1 || metadata_ || finish_entry(c); }
+
+  /// Orders the entries by offset and proves that the keys are unique. @fails malformed
+  result<void> finish(const std::string& file) {
+    std::vector<safetensors_entry>& entries = header_.entries;
+    const std::vector<std::uint32_t> order = order_by_name(entries.size(), [&](std::size_t i) { return std::string_view(entries[i].name); });
+    for (std::size_t i = 1; i < order.size(); ++i)
+      if (entries[order[i]].name == entries[order[i - 1]].name)
+        return failure{.code = errc::malformed, .what = "the tensor " + quoted(entries[order[i]].name) + " appears twice in the header",
+                       .file = file, .place = "byte offset " + std::to_string(starts_[order[i]]), .expected = "unique names",
+                       .found = "entries at byte offsets " + std::to_string(starts_[order[i - 1]]) + " and " +
+                                std::to_string(starts_[order[i]])};
+    sort_by_offset();
+    return {};
+  }
+
+ private:
+  enum class field : std::uint8_t { dtype, shape, offsets, unknown };
+
+  /// True for values of fields that the format does not know; `opened` is 1 if the value opened a container already.
+  bool inside_unknown(const json_cursor& c, std::size_t opened = 0) const noexcept {
+    return !metadata_ && c.depth() - opened >= 2 && field_ == field::unknown;
+  }
+
+  /// Refuses a value of the wrong kind; values of unknown fields pass.
+  bool scalar(const std::string& found, json_cursor& c, std::size_t opened = 0) {
+    if (inside_unknown(c, opened)) return true;
+    const std::size_t depth = c.depth() - opened;
+    if (depth == 0) return c.fail(errc::malformed, "the header is no JSON object", "an object", found);
+    if (metadata_)
+      return c.fail(errc::malformed, depth == 1 ? "'__metadata__' is no object" : "a '__metadata__' value is no string",
+                    depth == 1 ? "an object of strings" : "a string", found);
+    if (depth == 1) return c.fail(errc::malformed, "the tensor " + quoted(c.key(0)) + " is described by no object", "an object", found);
+    constexpr std::string_view wanted[] = {"a string", "an array of non-negative integers", "two non-negative integers", ""};
+    constexpr std::string_view names[] = {"dtype", "shape", "data_offsets", ""};
+    const auto k = static_cast<std::size_t>(field_);
+    return c.fail(errc::malformed, std::string(names[k]) + " of the tensor " + quoted(c.key(0)) + " has a value of the wrong kind",
+                  std::string(wanted[k]), found);
+  }
+
+  /// Entries of one range keep the order of the text. Positions are sorted, not entries, and entries move once at most.
+  void sort_by_offset() {
+    std::vector<safetensors_entry>& entries = header_.entries;
+    const auto before = [](const safetensors_entry& a, const safetensors_entry& b) { return a.begin != b.begin ? a.begin < b.begin : a.end < b.end; };
+    if (std::is_sorted(entries.begin(), entries.end(), before)) return;
+    std::vector<std::uint32_t> order(entries.size());
+    for (std::size_t i = 0; i < order.size(); ++i) order[i] = static_cast<std::uint32_t>(i);
+    std::sort(order.begin(), order.end(), [&](std::uint32_t a, std::uint32_t b) {
+      return before(entries[a], entries[b]) || (!before(entries[b], entries[a]) && a < b);
+    });
+    for (std::size_t start = 0; start < order.size(); ++start) {  // along each cycle of the permutation
+      if (order[start] == start) continue;
+      safetensors_entry displaced = std::move(entries[start]);
+      std::size_t at = start;
+      while (order[at] != start) {
+        const std::size_t from = order[at];
+        entries[at] = std::move(entries[from]);
+        order[at] = static_cast<std::uint32_t>(at);
+        at = from;
+      }
+      entries[at] = std::move(displaced);
+      order[at] = static_cast<std::uint32_t>(at);
+    }
+  }
+
+  /// Checks an entry by itself: fields present, no overflow, bytes = elements × size. Products are checked at every step, also
+  /// where a later dimension is 0, as the reference implementation does.
+  bool finish_entry(json_cursor& c) {
+    const safetensors_entry& e = header_.entries.back();
+    const auto who = [&] { return "the tensor " + quoted(e.name); };
+    constexpr std::string_view names[] = {"dtype", "shape", "data_offsets"};
+    for (unsigned k = 0; k < 3; ++k)
+      if (!(seen_ & (1U << k))) return c.fail(errc::malformed, who() + " has no " + std::string(names[k]));
+    if (e.end < e.begin)
+      return c.fail(errc::malformed, who() + " ends before it begins", "begin ≤ end",
+                    "data_offsets [" + std::to_string(e.begin) + ", " + std::to_string(e.end) + "]");
+    std::uint64_t elements = 1, bits = 0, dense = 1;  // dense: without the extents that are 0, which libraries multiply as well
+    bool overflow = false, too_large = false;
+    for (const std::size_t extent : e.shape) {
+      overflow = overflow || __builtin_mul_overflow(elements, static_cast<std::uint64_t>(extent), &elements);
+      too_large = too_large || __builtin_mul_overflow(dense, std::max<std::uint64_t>(extent, 1), &dense) || dense >= bounds_.elements;
+    }
+    overflow = overflow || __builtin_mul_overflow(elements, static_cast<std::uint64_t>(bits_of(e.type)), &bits);
+    if (overflow) return c.fail(errc::malformed, "the size of " + who() + " overflows 64 bits", {}, "shape " + to_string(e.shape));
+    if (too_large)
+      return c.fail(errc::limit, who() + " is too large", "fewer than " + std::to_string(bounds_.elements) + " elements",
+                    "shape " + to_string(e.shape), "raise limits::elements (--max-elements) if you trust it");
+    if (bits % 8 != 0)
+      return c.fail(errc::malformed, who() + " does not fill whole bytes", "a multiple of 8 bits", std::to_string(bits) + " bits");
+    if (e.end - e.begin != bits / 8)
+      return c.fail(errc::malformed, who() + " has the wrong number of bytes",
+                    std::to_string(bits / 8) + " bytes for " + std::string(safetensors_name(e.type)) + " " + to_string(e.shape),
+                    std::to_string(e.end - e.begin));
+    return true;
+  }
+
+  safetensors_header& header_;
+  const limits& bounds_;
+  std::vector<std::uint64_t> starts_;  // offset in the file of each entry, in the order of the text
+  field field_ = field::unknown;
+  unsigned seen_ = 0, offsets_ = 0;
+  bool metadata_ = false, had_metadata_ = false;
+};
+
+/// Proves that sorted entries cover the data exactly. @fails malformed
+inline result<void> check_safetensors_coverage(const safetensors_header& header, std::uint64_t file_size, const std::string& file) {
+  const auto refuse = [&](std::string what, std::uint64_t offset, std::string expected = {}, std::string found = {}, std::string advice = {}) {
+    return failure{.code = errc::malformed, .what = std::move(what), .file = file,
+                   .place = "byte offset " + std::to_string(header.data_offset + offset), .expected = std::move(expected),
+                   .found = std::move(found), .advice = std::move(advice)};
+  };
+  const auto text = [](std::uint64_t n) { return std::to_string(n); };
+  std::uint64_t reached = 0;
+  const safetensors_entry* before = nullptr;
+  for (const safetensors_entry& e : header.entries) {
+    if (e.begin < reached)
+      return refuse("the tensors " + quoted(before->name) + " and " + quoted(e.name) + " overlap", e.begin,
+                    "it to begin at " + text(reached), text(e.begin));
+    if (e.begin > reached)
+      return refuse("a hole of " + text(e.begin - reached) + " bytes " +
+                        (before ? "between the tensors " + quoted(before->name) + " and " : std::string("before the tensor ")) + quoted(e.name),
+                    reached, "it to begin at " + text(reached), text(e.begin));
+    reached = e.end;
+    if (!before || e.end > before->begin) before = &e;
+  }
+  const std::uint64_t present = file_size - header.data_offset;
+  if (reached > present)
+    return refuse("the file is cut off", present, text(header.data_offset + reached) + " bytes",
+                  text(file_size) + ", " + text(reached - present) + " missing", "download or copy it again");
+  if (reached < present)
+    return refuse(text(present - reached) + " bytes behind the last tensor belong to no tensor", reached,
+                  text(header.data_offset + reached) + " bytes", text(file_size));
+  return {};
+}
+
+/// What a file that is no safetensors file looks like, from its first bytes; empty if unknown.
+inline std::string_view recognize_other_format(std::span<const char> start) noexcept {
+  const std::string_view s(start.data(), start.size());
+  if (s.starts_with("PK\x03\x04")) return "a zip archive, as PyTorch writes it";
+  if (s.size() >= 2 && s[0] == '\x80' && s[1] >= '\x02' && s[1] <= '\x05') return "a pickle, as old PyTorch writes it";
+  if (s.starts_with("GGUF")) return "a GGUF file";
+  if (s.starts_with("\x93NUMPY")) return "a NumPy array";
+  if (s.starts_with("<!") || s.starts_with("<html")) return "a web page";
+  if (s.starts_with("version https://git-lfs")) return "a Git LFS pointer, not the file it stands for";
+  return {};
+}
+
+/// The checked length of the header. @fails malformed, limit, unsupported (another format), io
+inline result<std::uint64_t> read_safetensors_length(const byte_source& file, const limits& bounds) {
+  const std::uint64_t size = file.size();
+  if (size < 8)
+    return failure{.code = errc::malformed, .what = "the file is too short for a safetensors header", .file = file.name(),
+                   .place = "byte offset 0", .expected = "8 length bytes", .found = std::to_string(size)};
+  char start[24] = {};
+  const std::size_t got = size < sizeof start ? static_cast<std::size_t>(size) : sizeof start;
+  TENSORSMITH_CHECK(file.read_at(0, std::as_writable_bytes(std::span(start).first(got))));
+  std::uint64_t length = 0;
+  for (int i = 7; i >= 0; --i) length = (length << 8) | static_cast<unsigned char>(start[i]);
+  const bool json = got > 8 && (start[8] == '{' || start[8] == ' ' || start[8] == '\t' || start[8] == '\r' || start[8] == '\n');
+  if (const auto other = recognize_other_format(std::span<const char>(start, got)); !json && !other.empty())
+    return failure{.code = errc::unsupported, .what = "the file is no safetensors file", .file = file.name(),
+                   .place = "byte offset 0", .found = std::string(other)};
+  if (length > bounds.safetensors_header_bytes)
+    return failure{.code = errc::limit, .what = "the header is too long", .file = file.name(), .place = "byte offset 0",
+                   .expected = "at most " + std::to_string(bounds.safetensors_header_bytes) + " bytes", .found = std::to_string(length),
+                   .advice = "raise limits::safetensors_header_bytes (--max-header) if you trust it"};
+  if (length > size - 8)
+    return failure{.code = errc::malformed, .what = "the header ends past the end of the file", .file = file.name(),
+                   .place = "byte offset 0", .expected = "at most " + std::to_string(size - 8) + " bytes of header",
+                   .found = std::to_string(length), .advice = "download or copy it again"};
+  if (length == 0)
+    return failure{.code = errc::malformed, .what = "the header is empty", .file = file.name(), .place = "byte offset 8",
+                   .expected = "a JSON object"};
+  return length;
+}
+
+}  // namespace detail
+
+/// True if the file starts like a safetensors file: a header length that fits into it, then white space or '{'. Names decide
+/// nothing: files are told apart by content.
+inline bool looks_like_safetensors(const byte_source& file) {
+  unsigned char start[9];
+  if (file.size() < 10 || !file.read_at(0, std::as_writable_bytes(std::span(start)))) return false;
+  std::uint64_t length = 0;
+  for (int i = 7; i >= 0; --i) length = (length << 8) | start[i];
+  const unsigned char first = start[8];
+  return length >= 2 && length <= file.size() - 8 && (first == '{' || first == ' ' || first == '\t' || first == '\r' || first == '\n');
+}
+
+/// Reads and proves the header. No tensor is read; memory stays within a few times the header's bytes.
+/// @fails malformed, limit, unsupported (dtype; another format), io
+inline result<safetensors_header> read_safetensors_header(const byte_source& file, const limits& bounds = {}) {
+  TENSORSMITH_TRY(const std::uint64_t length, detail::read_safetensors_length(file, bounds));
+  safetensors_header header;
+  header.data_offset = 8 + length;
+  detail::safetensors_header_handler handler(header, bounds);
+  {
+    std::string text(static_cast<std::size_t>(length), '\0');
+    TENSORSMITH_CHECK(file.read_at(8, std::as_writable_bytes(std::span(text))));
+    // The names of the tensors are checked for duplicates by the handler, which has them anyway.
+    TENSORSMITH_CHECK(walk_json(text, file.name(), handler, {.depth = bounds.json_depth, .base_offset = 8, .unique_keys_from = 1}));
+  }
+  TENSORSMITH_CHECK(handler.finish(file.name()));
+  TENSORSMITH_CHECK(detail::check_safetensors_coverage(header, file.size(), file.name()));
+  return header;
+}
+
+/// The tensors of a proven header as a catalog: recipes that read the file when they are asked to.
+inline result<catalog> safetensors_catalog(std::shared_ptr<const byte_source> file, safetensors_header header) {
+  std::vector<catalog_entry> planned;
+  planned.reserve(header.entries.size());
+  for (safetensors_entry& e : header.entries) {
+    std::string origin = file->name() + ": " + quoted(e.name);
+    recipe_ptr source = stored_tensor(file, header.data_offset + e.begin, e.type, std::move(e.shape), origin);
+    planned.push_back({std::move(e.name), tensor_ref{std::move(source), 0}, std::move(origin)});
+  }
+  catalog out;
+  TENSORSMITH_CHECK(out.add_all(std::move(planned)));
+  return out;
+}
+
+/// Opens the tensors of a file. An empty header gives an empty catalog. @fails as read_safetensors_header
+inline result<catalog> read_safetensors(std::shared_ptr<const byte_source> file, const limits& bounds = {}) {
+  TENSORSMITH_TRY(safetensors_header header, read_safetensors_header(*file, bounds));
+  return safetensors_catalog(std::move(file), std::move(header));
+}
+
+/// As above, with a warning in the job's notes for fields of the header that the format does not know.
+inline result<catalog> read_safetensors(std::shared_ptr<const byte_source> file, job& run) {
+  TENSORSMITH_TRY(safetensors_header header, read_safetensors_header(*file, run.limits));
+  if (!header.ignored_fields.empty()) {
+    std::string text = "fields of the header that safetensors does not define were ignored:";
+    for (const std::string& field : header.ignored_fields) text += " " + field;
+    run.warn(file->name(), std::move(text));
+  }
+  return safetensors_catalog(std::move(file), std::move(header));
+}
+
+TENSORSMITH_END_NAMESPACE
+#endif  // TENSORSMITH_HAS_FORMAT_SAFETENSORS_READ_HPP
+
+#ifndef TENSORSMITH_HAS_FORMAT_SAFETENSORS_SHARDED_HPP
+#define TENSORSMITH_HAS_FORMAT_SAFETENSORS_SHARDED_HPP
+// tensorsmith/format/safetensors/sharded.hpp: models cut into several files by an index: weight_map, tensor name → file name.
+//
+// Include this to read `*.safetensors.index.json`. read_shard_index and join_shards serve `*.bin.index.json` as well, which has
+// the same form.
+
+TENSORSMITH_BEGIN_NAMESPACE
+
+/// The contents of an index: which tensor lies in which file of the same folder.
+struct shard_index {
+  std::string path;                 ///< the index file, as the user gave it
+  std::vector<std::string> shards;  ///< file names in the index's folder, sorted
+  std::vector<std::pair<std::string, std::uint32_t>> tensors;  ///< name and position in `shards`, sorted by name
+  std::optional<std::uint64_t> total_size;                     ///< metadata.total_size: bytes of all tensors
+  std::shared_ptr<const steady_folder> folder{};               ///< the folder that the index was read from
+
+  /// The path of shard `k`.
+  std::string shard_path(std::size_t k) const {
+    return path.find('/') == std::string::npos ? shards[k] : join_path(parent_path(path), shards[k]);
+  }
+};
+
+namespace detail {
+
+/// Collects weight_map and metadata.total_size.
+class shard_index_handler {
+ public:
+  shard_index_handler(shard_index& index, const limits& bounds) : index_(index), bounds_(bounds) {}
+
+  bool null(json_cursor& c) { return other("null", c); }
+  bool boolean(bool, json_cursor& c) { return other("a boolean", c); }
+  bool integer(std::int64_t, json_cursor& c) { return other("a negative integer", c); }
+  bool number(double value, json_cursor& c) {
+    // Some writers divide and store 1.2e10 as a floating number.
+    if (at_total_size(c) && value >= 0 && value < 9e18) return index_.total_size = static_cast<std::uint64_t>(value), true;
+    return other("a number", c);
+  }
+  bool natural(std::uint64_t value, json_cursor& c) {
+    if (at_total_size(c)) return index_.total_size = value, true;
+    return other("an integer", c);
+  }
+  bool string(std::string& value, json_cursor& c) {
+    if (!in_map(c)) return other("a string", c);
+    if (const auto fine = check_relative_path(value, index_.path, c.place(), false); !fine)
+      return c.fail(errc::path, fine.error().what, fine.error().expected);
+    if (index_.tensors.size() >= bounds_.tensors)
+      return c.fail(errc::limit, "the index has too many tensors", "at most " + std::to_string(bounds_.tensors), {},
+                    "raise limits::tensors (--max-tensors) if you trust it");
+    shard_of_.push_back({std::string(c.key(1)), shard_number(value)});
+    constexpr std::size_t most_shards = 10'000;  // published models have below 200
+    if (names_.size() > most_shards)
+      return c.fail(errc::limit, "the index names too many files", "at most " + std::to_string(most_shards));
+    return true;
+  }
+  bool key(std::string& name, json_cursor& c) {
+    if (c.depth() == 1) map_ = name == "weight_map", metadata_ = name == "metadata";
+    found_ = found_ || (c.depth() == 1 && map_);
+    return true;
+  }
+  bool start_object(json_cursor& c) { return (c.depth() == 2 && map_) || c.depth() == 1 || other("an object", c, 1); }
+  bool start_array(json_cursor& c) { return other("an array", c, 1); }
+  bool end_object(json_cursor&) { return true; }
+  bool end_array(json_cursor&) { return true; }
+
+  /// Sorts the shards and the tensors. @fails malformed
+  result<void> finish() {
+    if (!found_ || shard_of_.empty())
+      return failure{.code = errc::malformed, .what = found_ ? "the index lists no tensor" : "the index has no weight_map",
+                     .file = index_.path, .expected = "\"weight_map\": {tensor name: file name}"};
+    std::vector<std::uint32_t> position(names_.size());
+    for (const auto& [name, number] : names_) {
+      position[number] = static_cast<std::uint32_t>(index_.shards.size());
+      index_.shards.push_back(name);
+    }
+    index_.tensors = std::move(shard_of_);
+    for (auto& [name, shard] : index_.tensors) shard = position[shard];
+    std::sort(index_.tensors.begin(), index_.tensors.end());
+    return {};
+  }
+
+ private:
+  bool in_map(const json_cursor& c) const noexcept { return map_ && c.depth() == 2; }
+  bool at_total_size(const json_cursor& c) const noexcept { return metadata_ && c.depth() == 2 && c.key(1) == "total_size"; }
+
+  bool other(std::string_view found, json_cursor& c, std::size_t opened = 0) {
+    const std::size_t depth = c.depth() - opened;
+    if (depth == 0) return c.fail(errc::malformed, "the index is no JSON object", "an object", std::string(found));
+    if (map_)
+      return c.fail(errc::malformed, depth == 1 ? "weight_map is no object" : "a value of weight_map is no file name",
+                    depth == 1 ? "an object" : "a string", std::string(found));
+    return true;  // other fields are free
+  }
+
+  /// The number of a shard, in the order of first mention. Sorted, so that no choice of names makes this slow.
+  std::uint32_t shard_number(const std::string& name) {
+    if (last_ < names_.size() && names_[last_].first == name) return names_[last_].second;
+    const auto at = std::lower_bound(names_.begin(), names_.end(), name, [](const auto& a, const std::string& b) { return a.first < b; });
+    last_ = static_cast<std::size_t>(at - names_.begin());
+    if (at == names_.end() || at->first != name) names_.insert(at, {name, static_cast<std::uint32_t>(names_.size())});
+    return names_[last_].second;
+  }
+
+  shard_index& index_;
+  const limits& bounds_;
+  std::vector<std::pair<std::string, std::uint32_t>> shard_of_;
+  std::vector<std::pair<std::string, std::uint32_t>> names_;  // sorted; second: order of first mention
+  std::size_t last_ = 0;
+  bool map_ = false, metadata_ = false, found_ = false;
+};
+
+/// "3 of them: 'a', 'b', 'c'" with at most ten names.
+inline std::string listed(const std::vector<std::string>& names) {
+  std::string out = std::to_string(names.size()) + ": ";
+  for (std::size_t i = 0; i < names.size() && i < 10; ++i) out += (i ? ", " : "") + quoted(names[i]);
+  return names.size() > 10 ? out + ", …" : out;
+}
+
+/// Refuses an index whose files are not all there, naming those that are missing.
+inline result<void> check_shards_exist(const shard_index& index) {
+  std::vector<std::string> missing;
+  for (std::size_t k = 0; k < index.shards.size(); ++k)
+    if (!os::is_regular_file(index.shard_path(k))) missing.push_back(index.shards[k]);
+  if (missing.empty()) return {};
+  return failure{.code = errc::mismatch, .what = "files that the index names are missing", .file = index.path, .place = "/weight_map",
+                 .expected = std::to_string(index.shards.size()) + " files", .found = "missing " + listed(missing),
+                 .advice = "download the missing files into the same folder"};
+}
+
+}  // namespace detail
+
+/// The contents of an index that lies at `path`, from its text. @fails malformed, limit, path (a file name that leaves the folder)
+inline result<shard_index> parse_shard_index(std::string_view text, const std::string& path, const limits& bounds = {}) {
+  shard_index out;
+  out.path = path;
+  detail::shard_index_handler handler(out, bounds);
+  TENSORSMITH_CHECK(walk_json(text, path, handler, {.depth = bounds.json_depth}));
+  TENSORSMITH_CHECK(handler.finish());
+  return out;
+}
+
+/// Reads an index. Nothing else is opened. @fails malformed, limit, path (a file name that leaves the folder), io
+inline result<shard_index> read_shard_index(const std::string& path, const limits& bounds = {}) {
+  TENSORSMITH_TRY(auto folder, steady_folder::begin(std::string(parent_path(path))));
+  TENSORSMITH_TRY(const auto file, open_file(path));
+  TENSORSMITH_TRY(const std::string text, read_text(*file, bounds.index_bytes, "limits::index_bytes (--max-index)"));
+  TENSORSMITH_TRY(shard_index out, parse_shard_index(text, path, bounds));
+  out.folder = std::make_shared<const steady_folder>(std::move(folder));
+  return out;
+}
+
+/// Opens every shard with `open(std::shared_ptr<const byte_source>) -> result<catalog>` and joins them: shard by shard, each in its own
+/// order. Every tensor of the index must lie in the shard it names, and every tensor of a shard in the index.
+/// @fails mismatch, path, and what `open` fails with
+template <class OpenShard>
+result<catalog> join_shards(const shard_index& index, OpenShard&& open, job& run) {
+  TENSORSMITH_CHECK(detail::check_shards_exist(index));
+  const std::string folder(index.path.find('/') == std::string::npos ? std::string_view(".") : parent_path(index.path));
+  std::vector<catalog_entry> planned;
+  std::vector<std::string> absent, unlisted;
+  std::vector<bool> found(index.tensors.size(), false);
+  std::uint64_t bytes = 0;
+  const auto descriptors = std::make_shared<descriptor_pool>();  // a model may have more shards than a process may open files
+  for (std::size_t k = 0; k < index.shards.size(); ++k) {
+    TENSORSMITH_TRY(auto file, open_file_below(folder, index.shards[k], index.path, false, descriptors));
+    TENSORSMITH_TRY(const catalog part, open(std::move(file)));
+    bytes += part.bytes();
+    for (const catalog_entry& e : part.entries()) {
+      const auto at = std::lower_bound(index.tensors.begin(), index.tensors.end(), e.name,
+                                       [](const auto& listed, const std::string& name) { return listed.first < name; });
+      if (at == index.tensors.end() || at->first != e.name || at->second != k) {
+        unlisted.push_back(index.shards[k] + ": " + e.name);
+        continue;
+      }
+      found[static_cast<std::size_t>(at - index.tensors.begin())] = true;
+      planned.push_back(e);
+    }
+  }
+  if (index.folder) TENSORSMITH_CHECK(index.folder->check());
+  for (std::size_t i = 0; i < found.size(); ++i)
+    if (!found[i]) absent.push_back(index.shards[index.tensors[i].second] + ": " + index.tensors[i].first);
+  const auto refuse = [&](std::string what, const std::vector<std::string>& names) {
+    return failure{.code = errc::mismatch, .what = std::move(what), .file = index.path, .place = "/weight_map",
+                   .found = detail::listed(names), .advice = "the index and its files are of different models; download them together"};
+  };
+  if (!absent.empty()) return refuse("tensors of the index are not in the files it names", absent);
+  if (!unlisted.empty()) return refuse("tensors of the files are not listed for them in the index", unlisted);
+  if (index.total_size && *index.total_size != bytes)
+    run.info(index.path, "metadata.total_size says " + std::to_string(*index.total_size) + " bytes, the tensors have " + std::to_string(bytes));
+  catalog out;
+  TENSORSMITH_CHECK(out.add_all(std::move(planned)));
+  return out;
+}
+
+/// Opens a sharded safetensors model by its index file.
+inline result<catalog> read_sharded_safetensors(const std::string& index_path, job& run) {
+  TENSORSMITH_TRY(const shard_index index, read_shard_index(index_path, run.limits));
+  return join_shards(index, [&](std::shared_ptr<const byte_source> file) { return read_safetensors(std::move(file), run); }, run);
+}
+
+TENSORSMITH_END_NAMESPACE
+#endif  // TENSORSMITH_HAS_FORMAT_SAFETENSORS_SHARDED_HPP
+
+#ifndef TENSORSMITH_HAS_FORMAT_TORCH_SYMBOLS_HPP
+#define TENSORSMITH_HAS_FORMAT_TORCH_SYMBOLS_HPP
+// tensorsmith/format/torch/symbols.hpp: which Python globals a pickle may name, what they mean here, and which are refused.
+//
+// Nothing of Python is ever called: a known global has a meaning in tensors.hpp, any other one stays an inert name. The block
+// list (after mmaitre314/picklescan) holds globals that a weight file has no business naming.
+
+TENSORSMITH_BEGIN_NAMESPACE
+
+/// What a global of a pickle means to the reader.
+enum class torch_symbol : std::uint16_t {
+  unknown,  ///< an inert name; objects made from it are opaque
+  ordered_dict,
+  default_dict,
+  counter,
+  plain_dict,
+  plain_list,
+  plain_tuple,
+  set,
+  bytes,
+  bytearray,
+  complex,
+  encode,  ///< _codecs encode: bytes in protocol 2
+  size,
+  device,
+  tensor_v1,
+  tensor_v2,
+  tensor_v3,
+  parameter,
+  parameter_with_state,
+  from_device,
+  from_type,
+  parameter_class,
+  tensor_class,
+  storage_class,
+  element_type,
+  constant,  ///< layouts, memory formats, quantization schemes
+  numpy_dtype,
+  numpy_scalar,
+  numpy_array,   ///< _reconstruct: an array whose parts follow as its state
+  numpy_buffer,  ///< _frombuffer: an array of protocol 5
+  numpy_class,
+  packed_storage,      ///< _load_from_bytes: a storage as the bytes of a legacy stream of its own
+  unsupported_tensor,  ///< sparse, quantized, meta, nested tensors: known, and refused by name
+};
+
+namespace detail {
+
+struct symbol_row {
+  std::string_view module, name;
+  torch_symbol symbol;
+};
+inline constexpr symbol_row symbol_rows[] = {
+    {"collections", "OrderedDict", torch_symbol::ordered_dict},
+    {"collections", "defaultdict", torch_symbol::default_dict},
+    {"collections", "Counter", torch_symbol::counter},
+    {"builtins", "dict", torch_symbol::plain_dict},
+    {"builtins", "list", torch_symbol::plain_list},
+    {"builtins", "tuple", torch_symbol::plain_tuple},
+    {"builtins", "set", torch_symbol::set},
+    {"builtins", "frozenset", torch_symbol::set},
+    {"builtins", "bytes", torch_symbol::bytes},
+    {"builtins", "bytearray", torch_symbol::bytearray},
+    {"builtins", "complex", torch_symbol::complex},
+    {"_codecs", "encode", torch_symbol::encode},
+    {"torch", "Size", torch_symbol::size},
+    {"torch", "device", torch_symbol::device},
+    {"torch._utils", "_rebuild_tensor", torch_symbol::tensor_v1},
+    {"torch._utils", "_rebuild_tensor_v2", torch_symbol::tensor_v2},
+    {"torch._utils", "_rebuild_tensor_v3", torch_symbol::tensor_v3},
+    {"torch._utils", "_rebuild_parameter", torch_symbol::parameter},
+    {"torch._utils", "_rebuild_parameter_with_state", torch_symbol::parameter_with_state},
+    {"torch._utils", "_rebuild_device_tensor_from_cpu_tensor", torch_symbol::from_device},
+    {"torch._tensor", "_rebuild_from_type_v2", torch_symbol::from_type},
+    {"torch._utils", "_rebuild_qtensor", torch_symbol::unsupported_tensor},
+    {"torch._utils", "_rebuild_sparse_tensor", torch_symbol::unsupported_tensor},
+    {"torch._utils", "_rebuild_sparse_csr_tensor", torch_symbol::unsupported_tensor},
+    {"torch._utils", "_rebuild_meta_tensor_no_storage", torch_symbol::unsupported_tensor},
+    {"torch._utils", "_rebuild_device_tensor_from_numpy", torch_symbol::unsupported_tensor},
+    {"torch._utils", "_rebuild_xla_tensor", torch_symbol::unsupported_tensor},
+    {"torch._utils", "_rebuild_nested_tensor", torch_symbol::unsupported_tensor},
+    {"torch._utils", "_rebuild_wrapper_subclass", torch_symbol::unsupported_tensor},
+    {"torch.nn.parameter", "Parameter", torch_symbol::parameter_class},
+    {"torch.nn.parameter", "Buffer", torch_symbol::parameter_class},
+    {"torch.storage", "UntypedStorage", torch_symbol::storage_class},
+    {"torch.storage", "_load_from_bytes", torch_symbol::packed_storage},
+    {"torch.serialization", "_get_layout", torch_symbol::constant},
+    {"numpy", "dtype", torch_symbol::numpy_dtype},
+    {"numpy", "ndarray", torch_symbol::numpy_class},
+    {"numpy.core.multiarray", "scalar", torch_symbol::numpy_scalar},
+    {"numpy._core.multiarray", "scalar", torch_symbol::numpy_scalar},
+    {"numpy.core.multiarray", "_reconstruct", torch_symbol::numpy_array},
+    {"numpy._core.multiarray", "_reconstruct", torch_symbol::numpy_array},
+    {"numpy.core.numeric", "_frombuffer", torch_symbol::numpy_buffer},
+    {"numpy._core.numeric", "_frombuffer", torch_symbol::numpy_buffer}};
+
+struct storage_row {
+  std::string_view name;
+  std::optional<dtype> type;
+};
+inline constexpr storage_row storage_rows[] = {{"DoubleStorage", dtype::f64},
+                                               {"FloatStorage", dtype::f32},
+                                               {"HalfStorage", dtype::f16},
+                                               {"BFloat16Storage", dtype::bf16},
+                                               {"LongStorage", dtype::i64},
+                                               {"IntStorage", dtype::i32},
+                                               {"ShortStorage", dtype::i16},
+                                               {"CharStorage", dtype::i8},
+                                               {"ByteStorage", dtype::u8},
+                                               {"BoolStorage", dtype::boolean},
+                                               {"ComplexDoubleStorage", dtype::c128},
+                                               {"ComplexFloatStorage", dtype::c64},
+                                               {"UntypedStorage", dtype::u8},
+                                               {"QInt8Storage", std::nullopt},
+                                               {"QUInt8Storage", std::nullopt},
+                                               {"QInt32Storage", std::nullopt},
+                                               {"QUInt4x2Storage", std::nullopt},
+                                               {"QUInt2x4Storage", std::nullopt}};
+
+inline constexpr storage_row element_rows[] = {{"float32", dtype::f32},
+                                               {"float", dtype::f32},
+                                               {"float64", dtype::f64},
+                                               {"double", dtype::f64},
+                                               {"float16", dtype::f16},
+                                               {"half", dtype::f16},
+                                               {"bfloat16", dtype::bf16},
+                                               {"int8", dtype::i8},
+                                               {"uint8", dtype::u8},
+                                               {"int16", dtype::i16},
+                                               {"short", dtype::i16},
+                                               {"int32", dtype::i32},
+                                               {"int", dtype::i32},
+                                               {"int64", dtype::i64},
+                                               {"long", dtype::i64},
+                                               {"bool", dtype::boolean},
+                                               {"complex64", dtype::c64},
+                                               {"complex128", dtype::c128},
+                                               {"uint16", dtype::u16},
+                                               {"uint32", dtype::u32},
+                                               {"uint64", dtype::u64},
+                                               {"float8_e5m2", dtype::f8_e5m2},
+                                               {"float8_e4m3fn", dtype::f8_e4m3},
+                                               {"float8_e5m2fnuz", dtype::f8_e5m2fnuz},
+                                               {"float8_e4m3fnuz", dtype::f8_e4m3fnuz},
+                                               {"float8_e8m0fnu", dtype::f8_e8m0},
+                                               {"complex32", std::nullopt},
+                                               {"float4_e2m1fn_x2", std::nullopt},
+                                               {"quint8", std::nullopt},
+                                               {"qint8", std::nullopt},
+                                               {"qint32", std::nullopt},
+                                               {"quint4x2", std::nullopt},
+                                               {"quint2x4", std::nullopt}};
+
+inline constexpr std::string_view constant_names[] = {"contiguous_format",
+                                                      "channels_last",
+                                                      "channels_last_3d",
+                                                      "preserve_format",
+                                                      "strided",
+                                                      "sparse_coo",
+                                                      "sparse_csr",
+                                                      "sparse_csc",
+                                                      "sparse_bsr",
+                                                      "sparse_bsc",
+                                                      "per_tensor_affine",
+                                                      "per_channel_affine",
+                                                      "per_channel_affine_float_qparams",
+                                                      "per_tensor_symmetric",
+                                                      "per_channel_symmetric"};
+
+inline constexpr std::string_view blocked_modules[] = {"os",
+                                                       "posix",
+                                                       "nt",
+                                                       "sys",
+                                                       "subprocess",
+                                                       "pty",
+                                                       "runpy",
+                                                       "shutil",
+                                                       "socket",
+                                                       "ctypes",
+                                                       "importlib",
+                                                       "multiprocessing",
+                                                       "signal",
+                                                       "webbrowser",
+                                                       "asyncio",
+                                                       "pip",
+                                                       "code",
+                                                       "bdb",
+                                                       "pdb",
+                                                       "timeit",
+                                                       "profile",
+                                                       "cProfile",
+                                                       "doctest",
+                                                       "trace",
+                                                       "venv",
+                                                       "ensurepip",
+                                                       "http",
+                                                       "urllib",
+                                                       "requests",
+                                                       "aiohttp",
+                                                       "httplib",
+                                                       "pickle",
+                                                       "_pickle",
+                                                       "dill",
+                                                       "joblib",
+                                                       "cloudpickle",
+                                                       "commands",
+                                                       "torch.hub",
+                                                       "torch._dynamo",
+                                                       "torch._inductor",
+                                                       "numpy.testing",
+                                                       "numpy.f2py",
+                                                       "numpy.distutils",
+                                                       "logging.config",
+                                                       "tempfile",
+                                                       "lib2to3"};
+
+struct blocked_row {
+  std::string_view module, name;
+};
+inline constexpr blocked_row blocked_rows[] = {{"builtins", "eval"},
+                                               {"builtins", "exec"},
+                                               {"builtins", "compile"},
+                                               {"builtins", "execfile"},
+                                               {"builtins", "open"},
+                                               {"builtins", "getattr"},
+                                               {"builtins", "setattr"},
+                                               {"builtins", "delattr"},
+                                               {"builtins", "globals"},
+                                               {"builtins", "locals"},
+                                               {"builtins", "vars"},
+                                               {"builtins", "__import__"},
+                                               {"builtins", "breakpoint"},
+                                               {"builtins", "input"},
+                                               {"builtins", "apply"},
+                                               {"builtins", "map"},
+                                               {"builtins", "filter"},
+                                               {"builtins", "type"},
+                                               {"operator", "attrgetter"},
+                                               {"operator", "itemgetter"},
+                                               {"operator", "methodcaller"},
+                                               {"_operator", "attrgetter"},
+                                               {"_operator", "itemgetter"},
+                                               {"_operator", "methodcaller"},
+                                               {"functools", "partial"},
+                                               {"types", "CodeType"},
+                                               {"types", "FunctionType"},
+                                               {"torch.jit", "load"},
+                                               {"torch", "load"},
+                                               {"torch.serialization", "load"},
+                                               {"torch.storage", "_load_from_bytes"},
+                                               {"uuid", "_get_command_stdout"}};
+
+/// Python 2's names of modules, as Python 3 maps them.
+inline std::string_view python3_module(std::string_view module) noexcept {
+  if (module == "__builtin__") return "builtins";
+  if (module == "copy_reg") return "copyreg";
+  if (module == "cPickle") return "pickle";
+  return module;
+}
+
+inline bool in_module(std::string_view module, std::string_view root) noexcept {
+  return module.substr(0, root.size()) == root && (module.size() == root.size() || module[root.size()] == '.');
+}
+
+template <class Rows>
+constexpr const auto* row_named(const Rows& rows, std::string_view name) noexcept {
+  for (const auto& row : rows)
+    if (row.name == name) return &row;
+  return static_cast<decltype(std::data(rows))>(nullptr);
+}
+
+}  // namespace detail
+
+/// True if a weight file must not name this global. Dotted names ("serialization.os.system") are looked through: Python
+/// resolves them by attribute, and most modules import others.
+inline bool is_blocked_global(std::string_view module, std::string_view name) noexcept {
+  module = detail::python3_module(module);
+  for (const std::string_view root : detail::blocked_modules)
+    if (detail::in_module(module, root)) return true;
+  for (const auto& row : detail::blocked_rows)
+    if (row.module == module && detail::in_module(name, row.name)) return true;
+  if (name.find('.') == name.npos) return false;
+  for (std::size_t at = 0; at <= name.size();) {
+    const std::size_t end = std::min(name.find('.', at), name.size());
+    const std::string_view part = name.substr(at, end - at);
+    for (const std::string_view root : detail::blocked_modules)
+      if (part == root) return true;
+    for (const auto& row : detail::blocked_rows)
+      if (part == row.name) return true;
+    if (part.substr(0, 2) == "__") return true;
+    at = end + 1;
+  }
+  return false;
+}
+
+/// What a global means; `unknown` for everything that is not listed.
+inline torch_symbol symbol_of(std::string_view module, std::string_view name) noexcept {
+  module = detail::python3_module(module);
+  if (module == "torch" || module == "torch.cuda") {
+    if (detail::row_named(detail::storage_rows, name) != nullptr) return torch_symbol::storage_class;
+    if (name.size() >= 6 && name.substr(name.size() - 6) == "Tensor") return torch_symbol::tensor_class;
+  }
+  if (module == "torch" && detail::row_named(detail::element_rows, name) != nullptr) return torch_symbol::element_type;
+  if (module == "torch" &&
+      std::find(std::begin(detail::constant_names), std::end(detail::constant_names), name) != std::end(detail::constant_names))
+    return torch_symbol::constant;
+  for (const auto& row : detail::symbol_rows)
+    if (row.name == name && row.module == module) return row.symbol;
+  return torch_symbol::unknown;
+}
+
+/// Element type of a storage class ("FloatStorage"); nothing if it is quantized.
+inline std::optional<dtype> storage_type(std::string_view name) noexcept {
+  const auto* row = detail::row_named(detail::storage_rows, name);
+  return row ? row->type : std::nullopt;
+}
+/// Element type of a dtype global ("float8_e4m3fn"); nothing if this library has none.
+inline std::optional<dtype> element_type(std::string_view name) noexcept {
+  const auto* row = detail::row_named(detail::element_rows, name);
+  return row ? row->type : std::nullopt;
+}
+
+TENSORSMITH_END_NAMESPACE
+#endif  // TENSORSMITH_HAS_FORMAT_TORCH_SYMBOLS_HPP
+
+#ifndef TENSORSMITH_HAS_FORMAT_TORCH_PICKLE_DOCUMENT_HPP
+#define TENSORSMITH_HAS_FORMAT_TORCH_PICKLE_DOCUMENT_HPP
+// tensorsmith/format/torch/pickle_document.hpp: what a pickle builds, as plain data: nodes that may be shared, no objects.
+//
+// Include this to walk the values of a pickle. pickle.hpp makes one; tensors.hpp finds the tensors in it.
+
+TENSORSMITH_BEGIN_NAMESPACE
+
+/// Kinds of pickled values.
+enum class pickle_kind : std::uint8_t {
+  none,
+  boolean,
+  integer,
+  big_integer,
+  real,
+  text,
+  bytes,
+  list,
+  tuple,
+  dict,
+  set,
+  global,   ///< a name of Python: module and name
+  object,   ///< what a callable would make of arguments: callable, arguments, state, items; never made
+  storage,    ///< a persistent id: its tuple
+  reference,  ///< a persistent id that is only a number: a tensor described elsewhere (tar files of torch 0.1)
+};
+
+constexpr std::string_view name_of(pickle_kind kind) noexcept {
+  constexpr std::string_view names[] = {"None",     "a boolean", "an integer", "a large integer", "a float",
+                                        "a string", "bytes",     "a list",     "a tuple",         "a dict",
+                                        "a set",    "a global",  "an object",  "a storage",     "a reference"};
+  return names[static_cast<std::size_t>(kind)];
+}
+
+namespace detail {
+/// Text of a file that reads better without quotes: as it is, or quoted where it holds what a terminal must not see.
+inline std::string printable(std::string text) {
+  std::string safe = quoted(text);
+  return safe.size() == text.size() + 2 ? std::move(text) : std::move(safe);
+}
+}  // namespace detail
+
+/// The values of one pickle. Nodes are numbered; a node may be part of several others, even of itself. 16 bytes a node, so
+/// that a pickle costs a small multiple of its bytes whatever it says.
+class pickle_document {
+ public:
+  using id = std::uint32_t;
+  static constexpr id nothing = 0xFFFFFFFF;
+
+  id root() const noexcept { return root_; }
+  /// Offset behind STOP in the bytes that were parsed: where the next pickle of a stream starts.
+  std::size_t end() const noexcept { return end_; }
+  std::size_t size() const noexcept { return nodes_.size(); }
+  pickle_kind kind(id n) const noexcept { return nodes_[n].kind; }
+  /// Offset of the opcode that made the node.
+  std::size_t at(id n) const noexcept { return bias_ + nodes_[n].at; }
+
+  bool boolean(id n) const noexcept { return nodes_[n].a != 0; }
+  std::int64_t integer(id n) const noexcept { return static_cast<std::int64_t>(wide(n)); }
+  double real(id n) const noexcept { return std::bit_cast<double>(wide(n)); }
+  /// Characters of a text, bytes of a bytes or a big integer (two's complement, little-endian).
+  std::string_view text(id n) const noexcept {
+    const node& v = nodes_[n];
+    const char* base = v.flags & own_text ? own_.data() : reinterpret_cast<const char*>(input_->data());
+    return {base + v.a, v.b};
+  }
+  /// Where the characters of a text or bytes lie in the bytes that were parsed, if they lie there as such.
+  std::optional<std::size_t> input_offset(id n) const noexcept {
+    if (nodes_[n].flags & own_text) return std::nullopt;
+    return nodes_[n].a;
+  }
+  /// True for bytes, and for a str of Python 2, which stands for bytes as well.
+  bool is_byte_string(id n) const noexcept {
+    return kind(n) == pickle_kind::bytes || (kind(n) == pickle_kind::text && (nodes_[n].flags & raw_text) != 0);
+  }
+  bool is_text(id n, std::string_view value) const noexcept { return kind(n) == pickle_kind::text && text(n) == value; }
+
+  std::string_view module(id global) const noexcept { return text(global).substr(0, text(global).find('\n')); }
+  std::string_view name(id global) const noexcept { return text(global).substr(text(global).find('\n') + 1); }
+  torch_symbol symbol(id global) const noexcept { return static_cast<torch_symbol>(nodes_[global].tag); }
+  /// "module.name".
+  std::string full_name(id global) const { return std::string(module(global)) + "." + std::string(name(global)); }
+
+  /// Number of items of a container (of a dict: keys and values).
+  std::size_t count(id n) const noexcept {
+    if (kind(n) == pickle_kind::tuple) return nodes_[n].b;
+    std::size_t sum = 0;
+    for (std::uint32_t s = first_run(n); s != nothing; s = runs_[s].next) sum += runs_[s].count;
+    return sum;
+  }
+  /// Items of a list, tuple, set; key, value, key, value… of a dict; what was appended to an object.
+  std::vector<id> items(id n) const {
+    std::vector<id> out;
+    out.reserve(count(n));
+    if (kind(n) == pickle_kind::tuple) {
+      for (std::uint32_t i = 0; i < nodes_[n].b; ++i) out.push_back(items_[nodes_[n].a + i]);
+      return out;
+    }
+    for (std::uint32_t s = first_run(n); s != nothing; s = runs_[s].next)
+      for (std::uint32_t i = 0; i < runs_[s].count; ++i) out.push_back(items_[runs_[s].first + i]);
+    return out;
+  }
+  /// Calls `see(key, value)` for each pair of a dict, in order, without a copy of them all.
+  template <class See>
+  void each_pair(id dict, See&& see) const {
+    id key = nothing;
+    for (std::uint32_t s = first_run(dict); s != nothing; s = runs_[s].next)
+      for (std::uint32_t i = 0; i < runs_[s].count; ++i) {
+        const id item = items_[runs_[s].first + i];
+        if (key == nothing) {
+          key = item;
+        } else {
+          see(key, item);
+          key = nothing;
+        }
+      }
+  }
+
+  id callable(id object) const noexcept { return objects_[nodes_[object].a].callable; }
+  id arguments(id object) const noexcept { return objects_[nodes_[object].a].arguments; }  ///< a tuple
+  id keywords(id object) const noexcept { return objects_[nodes_[object].a].keywords; }    ///< a dict, or nothing
+  id state(id object) const noexcept { return objects_[nodes_[object].a].state; }          ///< what BUILD gave, or nothing
+  /// What the callable of an object means; unknown unless it is a known global.
+  torch_symbol maker(id object) const noexcept {
+    const id c = callable(object);
+    return kind(c) == pickle_kind::global ? symbol(c) : torch_symbol::unknown;
+  }
+  /// The tuple of a storage, the number (or a text of digits) of a reference.
+  id persistent(id storage) const noexcept { return nodes_[storage].a; }
+  /// The global an object came from, for messages: "pytorch_lightning.callbacks.ModelCheckpoint".
+  std::string class_of(id object) const {
+    id c = object;
+    for (int i = 0; i < 8 && kind(c) == pickle_kind::object; ++i) c = callable(c);
+    return kind(c) == pickle_kind::global ? detail::printable(full_name(c)) : std::string(name_of(kind(c)));
+  }
+
+  /// Everything directly below a node.
+  std::vector<id> children(id n) const {
+    std::vector<id> out;
+    switch (kind(n)) {
+      case pickle_kind::list:
+      case pickle_kind::tuple:
+      case pickle_kind::dict:
+      case pickle_kind::set:
+        return items(n);
+      case pickle_kind::object:
+        out = items(n);
+        for (const id c : {callable(n), arguments(n), keywords(n), state(n)})
+          if (c != nothing) out.push_back(c);
+        return out;
+      case pickle_kind::storage:
+      case pickle_kind::reference:
+        return {persistent(n)};
+      default:
+        return out;
+    }
+  }
+
+ private:
+  friend class pickle_state;
+  friend class pickle_machine;
+  // flags: text lies in own_; a dict that Python gave attributes; a str of Python 2
+  static constexpr std::uint8_t own_text = 1, mapping = 2, raw_text = 4;
+
+  struct node {
+    pickle_kind kind;
+    std::uint8_t flags;
+    std::uint16_t tag;  // depth of a container, symbol of a global
+    std::uint32_t at, a, b;
+  };
+  struct run {
+    std::uint32_t first, count, next;
+  };  // items_[first, first + count), then another run
+  struct object_parts {
+    id callable, arguments, keywords, state;
+    std::uint32_t head, tail;
+  };
+
+  std::uint64_t wide(id n) const noexcept { return nodes_[n].a | (static_cast<std::uint64_t>(nodes_[n].b) << 32); }
+  std::uint32_t first_run(id n) const noexcept {
+    return kind(n) == pickle_kind::object ? objects_[nodes_[n].a].head : nodes_[n].a;
+  }
+
+  std::shared_ptr<const std::vector<std::byte>> input_;
+  std::string own_;
+  std::deque<node> nodes_;
+  std::deque<id> items_;
+  std::deque<run> runs_;
+  std::deque<object_parts> objects_;
+  id root_ = nothing;
+  std::size_t end_ = 0, bias_ = 0;
+};
+
+TENSORSMITH_END_NAMESPACE
+#endif  // TENSORSMITH_HAS_FORMAT_TORCH_PICKLE_DOCUMENT_HPP
+
+#ifndef TENSORSMITH_HAS_FORMAT_TORCH_PICKLE_OPCODES_HPP
+#define TENSORSMITH_HAS_FORMAT_TORCH_PICKLE_OPCODES_HPP
+// tensorsmith/format/torch/pickle_opcodes.hpp: opcodes of Python's pickle format (Lib/pickletools.py) and their names.
+
+TENSORSMITH_BEGIN_NAMESPACE
+
+namespace detail {
+struct opcode_row {
+  std::uint8_t code;
+  std::string_view name;
+};
+inline constexpr opcode_row opcode_rows[] = {{0x80, "PROTO"},
+                                             {0x95, "FRAME"},
+                                             {0x2E, "STOP"},
+                                             {0x28, "MARK"},
+                                             {0x7D, "EMPTY_DICT"},
+                                             {0x5D, "EMPTY_LIST"},
+                                             {0x29, "EMPTY_TUPLE"},
+                                             {0x8F, "EMPTY_SET"},
+                                             {0x4E, "NONE"},
+                                             {0x88, "NEWTRUE"},
+                                             {0x89, "NEWFALSE"},
+                                             {0x4B, "BININT1"},
+                                             {0x4D, "BININT2"},
+                                             {0x4A, "BININT"},
+                                             {0x8A, "LONG1"},
+                                             {0x8B, "LONG4"},
+                                             {0x47, "BINFLOAT"},
+                                             {0x58, "BINUNICODE"},
+                                             {0x8C, "SHORT_BINUNICODE"},
+                                             {0x8D, "BINUNICODE8"},
+                                             {0x55, "SHORT_BINSTRING"},
+                                             {0x54, "BINSTRING"},
+                                             {0x43, "SHORT_BINBYTES"},
+                                             {0x42, "BINBYTES"},
+                                             {0x8E, "BINBYTES8"},
+                                             {0x96, "BYTEARRAY8"},
+                                             {0x49, "INT"},
+                                             {0x4C, "LONG"},
+                                             {0x46, "FLOAT"},
+                                             {0x53, "STRING"},
+                                             {0x56, "UNICODE"},
+                                             {0x74, "TUPLE"},
+                                             {0x85, "TUPLE1"},
+                                             {0x86, "TUPLE2"},
+                                             {0x87, "TUPLE3"},
+                                             {0x6C, "LIST"},
+                                             {0x64, "DICT"},
+                                             {0x61, "APPEND"},
+                                             {0x65, "APPENDS"},
+                                             {0x73, "SETITEM"},
+                                             {0x75, "SETITEMS"},
+                                             {0x90, "ADDITEMS"},
+                                             {0x91, "FROZENSET"},
+                                             {0x30, "POP"},
+                                             {0x31, "POP_MARK"},
+                                             {0x32, "DUP"},
+                                             {0x70, "PUT"},
+                                             {0x71, "BINPUT"},
+                                             {0x72, "LONG_BINPUT"},
+                                             {0x94, "MEMOIZE"},
+                                             {0x67, "GET"},
+                                             {0x68, "BINGET"},
+                                             {0x6A, "LONG_BINGET"},
+                                             {0x63, "GLOBAL"},
+                                             {0x93, "STACK_GLOBAL"},
+                                             {0x52, "REDUCE"},
+                                             {0x81, "NEWOBJ"},
+                                             {0x92, "NEWOBJ_EX"},
+                                             {0x69, "INST"},
+                                             {0x6F, "OBJ"},
+                                             {0x62, "BUILD"},
+                                             {0x50, "PERSID"},
+                                             {0x51, "BINPERSID"},
+                                             {0x82, "EXT1"},
+                                             {0x83, "EXT2"},
+                                             {0x84, "EXT4"},
+                                             {0x97, "NEXT_BUFFER"},
+                                             {0x98, "READONLY_BUFFER"}};
+}  // namespace detail
+
+/// "BINGET (0x68)"; a byte that is no opcode gives "0xff".
+inline std::string pickle_opcode_name(std::uint8_t code) {
+  std::string hex = "0x";
+  detail::append_hex(hex, code, 2);
+  for (const auto& row : detail::opcode_rows)
+    if (row.code == code) return std::string(row.name) + " (" + hex + ")";
+  return hex;
+}
+
+TENSORSMITH_END_NAMESPACE
+#endif  // TENSORSMITH_HAS_FORMAT_TORCH_PICKLE_OPCODES_HPP
+
+#ifndef TENSORSMITH_HAS_FORMAT_TORCH_PICKLE_STATE_HPP
+#define TENSORSMITH_HAS_FORMAT_TORCH_PICKLE_STATE_HPP
+// tensorsmith/format/torch/pickle_state.hpp: operands, nodes, stack, marks and memo of the pickle machine. Included by
+// pickle.hpp.
+
+TENSORSMITH_BEGIN_NAMESPACE
+
+/// What the persistent ids of a pickle look like: how it refers to data outside of itself.
+enum class persistent_ids : std::uint8_t {
+  storages,       ///< ("storage", class, key, location, numel): zip containers
+  storage_views,  ///< the same with a sixth field, None or (key, offset, numel); and ("module", class, file, source): legacy streams
+  numbers,        ///< numbers of tensors, and (class, file, source): tar files
+  none,           ///< no data outside: a pickle of its own
+};
+
+/// What the machine works on. Functions that return false have set the error.
+class pickle_state {
+ public:
+  pickle_state(std::shared_ptr<const std::vector<std::byte>> bytes, std::size_t start, std::string file, std::string entry,
+               const limits& bounds, persistent_ids ids = persistent_ids::storages, std::size_t bias = 0)
+      : bytes_(*bytes), at_(start), file_(std::move(file)), entry_(std::move(entry)), limits_(bounds), ids_(ids) {
+    doc_.bias_ = bias;
+    doc_.input_ = std::move(bytes);
+    limits_.pickle_depth = std::min<std::uint64_t>(limits_.pickle_depth, 60000);  // depths are kept in 16 bits
+  }
+
+  /// True if the machine failed because the bytes ended: with more of them it may succeed.
+  bool starved() const noexcept { return starved_; }
+
+ protected:
+  using id = pickle_document::id;
+  using node = pickle_document::node;
+  static constexpr id nothing = pickle_document::nothing;
+
+  bool fail(errc code, std::string what, std::string expected = {}, std::string found = {}, std::string advice = {}) {
+    if (error_) return false;
+    std::string place = entry_.empty() ? "" : entry_ + ", ";
+    if (op_at_ < bytes_.size()) place += "opcode " + pickle_opcode_name(op_) + " at ";
+    place += "byte offset " + std::to_string(doc_.bias_ + op_at_);
+    error_ = failure{.code = code,
+                     .what = std::move(what),
+                     .file = file_,
+                     .place = std::move(place),
+                     .expected = std::move(expected),
+                     .found = std::move(found),
+                     .advice = std::move(advice)};
+    return false;
+  }
+
+  // --- bytes -------------------------------------------------------------------------------------------------------
+
+  bool has(std::uint64_t count) {
+    if (count <= bytes_.size() - at_) return true;
+    starved_ = true;
+    return fail(errc::malformed, "the pickle ends inside an operand", std::to_string(count) + " bytes",
+                std::to_string(bytes_.size() - at_) + " left");
+  }
+  /// An unsigned little-endian operand, or nothing (error_ is set).
+  std::optional<std::uint64_t> number(std::size_t width) {
+    if (!has(width)) return std::nullopt;
+    std::uint64_t value = 0;
+    for (std::size_t i = width; i-- > 0;) value = (value << 8) | std::to_integer<std::uint64_t>(bytes_[at_ + i]);
+    at_ += width;
+    return value;
+  }
+  /// The text up to a line feed.
+  std::optional<std::string_view> line() {
+    const std::size_t most = static_cast<std::size_t>(std::min<std::uint64_t>(limits_.name_bytes, bytes_.size() - at_));
+    const std::string_view rest(reinterpret_cast<const char*>(bytes_.data() + at_), most);
+    const std::size_t end = rest.find('\n');
+    if (end == rest.npos) {
+      starved_ = most == bytes_.size() - at_;
+      if (starved_)
+        fail(errc::malformed, "a text operand does not end", "a line feed", "the end of the data");
+      else
+        fail(errc::limit, "a text operand is too long", std::to_string(most) + " bytes at most", "more",
+             "raise it with --max-name");
+      return std::nullopt;
+    }
+    at_ += end + 1;
+    return rest.substr(0, end);
+  }
+
+  // --- nodes, stack, memo ------------------------------------------------------------------------------------------
+
+  id add(pickle_kind kind, std::uint32_t a = nothing, std::uint32_t b = nothing, std::uint16_t tag = 0, std::uint8_t flags = 0) {
+    doc_.nodes_.push_back(node{kind, flags, tag, static_cast<std::uint32_t>(op_at_), a, b});
+    return static_cast<id>(doc_.nodes_.size() - 1);
+  }
+  id add_wide(pickle_kind kind, std::uint64_t value) {
+    return add(kind, static_cast<std::uint32_t>(value), static_cast<std::uint32_t>(value >> 32));
+  }
+  /// A node over characters of the input.
+  id add_input(pickle_kind kind, std::size_t offset, std::size_t length) {
+    return add(kind, static_cast<std::uint32_t>(offset), static_cast<std::uint32_t>(length));
+  }
+  /// A node over characters that are not in the input as such.
+  id add_own(pickle_kind kind, std::string_view text, std::uint16_t tag = 0) {
+    const id n = add(kind, static_cast<std::uint32_t>(doc_.own_.size()), static_cast<std::uint32_t>(text.size()), tag,
+                     pickle_document::own_text);
+    doc_.own_ += text;
+    if (const std::size_t most = bytes_.size() + (1u << 20); doc_.own_.size() > std::min<std::size_t>(most, 0x7FFFFFFF))
+      fail(errc::limit, "the pickle makes the same texts again and again", std::to_string(most) + " bytes of them at most", "more",
+           "no program writes such files");
+    return n;
+  }
+  bool push(id n) {
+    stack_.push_back(n);
+    return true;
+  }
+  std::size_t floor() const noexcept { return marks_.empty() ? 0 : marks_.back(); }
+  bool depth_of_stack(std::size_t count) {
+    if (stack_.size() - floor() >= count) return true;
+    return fail(errc::malformed, "the pickle takes values that are not on its stack", std::to_string(count) + " values",
+                std::to_string(stack_.size() - floor()));
+  }
+  id pop() {
+    const id n = stack_.back();
+    stack_.pop_back();
+    return n;
+  }
+  /// Takes the topmost mark away; returns where its items begin on the stack.
+  std::optional<std::size_t> take_mark() {
+    if (marks_.empty()) {
+      fail(errc::malformed, "there is no MARK on the stack", "a MARK", "none");
+      return std::nullopt;
+    }
+    const std::size_t first = marks_.back();
+    marks_.pop_back();
+    return first;
+  }
+  bool mark() {
+    if (marks_.size() >= 4 * limits_.pickle_depth)
+      return fail(errc::limit, "the pickle nests too deep", std::to_string(4 * limits_.pickle_depth) + " marks at most", "more",
+                  "raise it with --max-pickle-depth");
+    marks_.push_back(stack_.size());
+    return true;
+  }
+  bool is_container(id n) const {
+    switch (doc_.kind(n)) {
+      case pickle_kind::list:
+      case pickle_kind::tuple:
+      case pickle_kind::dict:
+      case pickle_kind::set:
+      case pickle_kind::object:
+      case pickle_kind::storage:
+      case pickle_kind::reference:
+        return true;
+      default:
+        return false;
+    }
+  }
+  /// Notes that `child` lies in `parent`.
+  bool nest(id parent, id child) {
+    const std::uint64_t depth = is_container(child) ? doc_.nodes_[child].tag + std::uint64_t{1} : 1;
+    if (depth > limits_.pickle_depth)
+      return fail(errc::limit, "the pickle nests too deep", std::to_string(limits_.pickle_depth) + " levels at most",
+                  std::to_string(depth), "raise it with --max-pickle-depth");
+    std::uint16_t& tag = doc_.nodes_[parent].tag;
+    if (child != parent) tag = std::max(tag, static_cast<std::uint16_t>(depth));
+    return true;
+  }
+  bool make_tuple(std::size_t first) {
+    if (first == stack_.size()) return push(empty_tuple_);
+    const id n = add(pickle_kind::tuple, static_cast<std::uint32_t>(doc_.items_.size()),
+                     static_cast<std::uint32_t>(stack_.size() - first));
+    for (std::size_t i = first; i < stack_.size(); ++i) {
+      if (!nest(n, stack_[i])) return false;
+      doc_.items_.push_back(stack_[i]);
+    }
+    stack_.resize(first);
+    return push(n);
+  }
+  /// Appends stack_[first, …) to a list, dict, set or object and takes them off the stack.
+  bool extend(id target, std::size_t first) {
+    const bool object = doc_.kind(target) == pickle_kind::object;
+    std::uint32_t& head = object ? doc_.objects_[doc_.nodes_[target].a].head : doc_.nodes_[target].a;
+    std::uint32_t& tail = object ? doc_.objects_[doc_.nodes_[target].a].tail : doc_.nodes_[target].b;
+    for (std::size_t i = first; i < stack_.size(); ++i) {
+      if (!nest(target, stack_[i])) return false;
+      const std::uint32_t position = static_cast<std::uint32_t>(doc_.items_.size());
+      if (tail == nothing || doc_.runs_[tail].first + doc_.runs_[tail].count != position) {
+        doc_.runs_.push_back({position, 0, nothing});
+        const std::uint32_t fresh = static_cast<std::uint32_t>(doc_.runs_.size() - 1);
+        (tail == nothing ? head : doc_.runs_[tail].next) = fresh;
+        tail = fresh;
+      }
+      doc_.items_.push_back(stack_[i]);
+      ++doc_.runs_[tail].count;
+    }
+    stack_.resize(first);
+    return true;
+  }
+
+  bool put(std::uint64_t key) {
+    if (!depth_of_stack(1)) return false;
+    // Keys come in order in all real files: a table. Any other key goes into a tree, which stays small.
+    if (key < at_ + 64) {
+      if (key >= memo_.size()) memo_.resize(static_cast<std::size_t>(key) + 1, nothing);
+      if (memo_[key] == nothing && far_memo_.erase(key) == 0) ++memo_count_;
+      memo_[key] = stack_.back();
+    } else {
+      if (far_memo_.insert_or_assign(key, stack_.back()).second) ++memo_count_;
+      constexpr std::size_t most = 65536;
+      if (far_memo_.size() > most)
+        return fail(errc::limit, "the pickle uses its memo out of all order", std::to_string(most) + " keys out of order at most",
+                    "more", "no program writes such files");
+    }
+    return true;
+  }
+  bool get(std::uint64_t key) {
+    if (key < memo_.size() && memo_[key] != nothing) return push(memo_[key]);
+    const auto far = far_memo_.find(key);
+    if (far != far_memo_.end()) return push(far->second);
+    return fail(errc::malformed, "the pickle reads memo " + std::to_string(key) + ", which was never set");
+  }
+  bool memo_line(bool store) {
+    const auto text = line();
+    if (!text) return false;
+    std::uint32_t key = 0;
+    const auto end = std::from_chars(text->data(), text->data() + text->size(), key);
+    if (end.ec != std::errc{} || end.ptr != text->data() + text->size())
+      return fail(errc::malformed, "the memo key is no number", "a decimal number", quoted(*text));
+    return store ? put(key) : get(key);
+  }
+
+  const std::vector<std::byte>& bytes_;
+  std::size_t at_;
+  std::string file_, entry_;
+  limits limits_;
+  pickle_document doc_;
+  std::deque<id> stack_;  // grows without a copy of it all
+  std::vector<std::size_t> marks_;
+  std::vector<id> memo_;
+  std::map<std::uint64_t, id> far_memo_;
+  std::uint64_t memo_count_ = 0;
+  std::optional<failure> error_;
+  std::uint8_t op_ = 0;
+  std::size_t op_at_ = 0;
+  persistent_ids ids_;
+  bool starved_ = false;
+  id none_ = 0, false_ = 0, true_ = 0, empty_tuple_ = 0;
+};
+
+TENSORSMITH_END_NAMESPACE
+#endif  // TENSORSMITH_HAS_FORMAT_TORCH_PICKLE_STATE_HPP
+
+#ifndef TENSORSMITH_HAS_FORMAT_TORCH_PICKLE_HPP
+#define TENSORSMITH_HAS_FORMAT_TORCH_PICKLE_HPP
+// tensorsmith/format/torch/pickle.hpp: Python's pickle format, protocols 2 to 5, read as data. Nothing is executed.
+//
+// Include this to turn the bytes of a pickle into a pickle_document. The machine has no recursion; every length is compared
+// with the bytes that are left before anything is allocated.
+
+TENSORSMITH_BEGIN_NAMESPACE
+
+/// Runs one pickle program. Use through parse_pickle.
+class pickle_machine : private pickle_state {
+ public:
+  using pickle_state::pickle_state;
+  using pickle_state::starved;
+
+  /// Runs up to STOP. With `whole`, bytes behind STOP are an error.
+  result<pickle_document> run(bool whole) {
+    if (bytes_.size() > limits_.pickle_bytes || bytes_.size() > 0x7FFFFFFF)
+      fail(errc::limit, "the pickle is too large", std::to_string(limits_.pickle_bytes) + " bytes at most",
+           std::to_string(bytes_.size()), "raise it with --max-pickle");
+    none_ = add(pickle_kind::none);
+    false_ = add(pickle_kind::boolean, 0);
+    true_ = add(pickle_kind::boolean, 1);
+    empty_tuple_ = add(pickle_kind::tuple, 0, 0);
+    const std::size_t start = at_;
+    std::uint64_t opcodes = 0;
+    while (!error_ && doc_.root_ == pickle_document::nothing) {
+      op_at_ = at_;
+      if (at_ == bytes_.size()) {
+        starved_ = true;
+        fail(errc::malformed, "the pickle has no STOP", "an opcode", "the end of the data");
+        break;
+      }
+      op_ = std::to_integer<std::uint8_t>(bytes_[at_++]);
+      if (op_at_ == start && op_ != 0x80)
+        fail(errc::unsupported, "the pickle does not name its protocol", "PROTO 2 to 5",
+             "another opcode: protocol 0 or 1, or no pickle");
+      else if (++opcodes > limits_.pickle_opcodes)
+        fail(errc::limit, "the pickle has too many opcodes", std::to_string(limits_.pickle_opcodes) + " at most", "more",
+             "raise it with --max-pickle-opcodes");
+      else
+        step(start);
+    }
+    if (!error_ && whole && at_ != bytes_.size())
+      fail(errc::malformed, std::to_string(bytes_.size() - at_) + " trailing bytes follow STOP", "the end of the data",
+           std::to_string(bytes_.size() - at_) + " bytes");
+    if (error_) return std::move(*error_);
+    doc_.end_ = at_;
+    return std::move(doc_);
+  }
+
+ private:
+  using id = pickle_document::id;
+
+  bool step(std::size_t start) {
+    switch (op_) {
+      case 0x80:
+        return protocol(start);
+      case 0x95:
+        return frame();
+      case '.':
+        return stop();
+      case '(':
+        return mark();
+      case '}':
+        return push(add(pickle_kind::dict));
+      case ']':
+        return push(add(pickle_kind::list));
+      case 0x8F:
+        return push(add(pickle_kind::set));
+      case ')':
+        return push(empty_tuple_);
+      case 'N':
+        return push(none_);
+      case 0x88:
+        return push(true_);
+      case 0x89:
+        return push(false_);
+      case 'K':
+      case 'M':
+      case 'J':
+      case 0x8A:
+      case 0x8B:
+      case 'G':
+        return binary_number();
+      case 'I':
+      case 'L':
+      case 'F':
+        return text_number();
+      case 'X':
+        return counted(pickle_kind::text, 4);
+      case 0x8C:
+        return counted(pickle_kind::text, 1);
+      case 0x8D:
+        return counted(pickle_kind::text, 8);
+      case 'U':
+        return counted(pickle_kind::text, 1);
+      case 'T':
+        return counted(pickle_kind::text, 4);
+      case 'C':
+        return counted(pickle_kind::bytes, 1);
+      case 'B':
+        return counted(pickle_kind::bytes, 4);
+      case 0x8E:
+      case 0x96:
+        return counted(pickle_kind::bytes, 8);
+      case 'S':
+        return quoted_text();
+      case 'V':
+        return escaped_text();
+      default:
+        return step_on_values();
+    }
+  }
+  /// The opcodes that take values from the stack.
+  bool step_on_values() {
+    switch (op_) {
+      case 't':
+        return tuple_from_mark();
+      case 0x85:
+      case 0x86:
+      case 0x87:
+        return depth_of_stack(op_ - 0x84U) && make_tuple(stack_.size() - (op_ - 0x84U));
+      case 'l':
+        return from_mark(pickle_kind::list);
+      case 'd':
+        return from_mark(pickle_kind::dict);
+      case 0x91:
+        return from_mark(pickle_kind::set);
+      case 'a':
+        return depth_of_stack(2) && append(stack_.size() - 1);
+      case 's':
+        return depth_of_stack(3) && set_items(stack_.size() - 2);
+      case 'e':
+      case 'u':
+      case 0x90:
+        return onto_mark();
+      case '0':
+        return drop();
+      case '1':
+        return drop_mark();
+      case '2':
+        return depth_of_stack(1) && push(stack_.back());
+      case 'p':
+        return memo_line(true);
+      case 'g':
+        return memo_line(false);
+      case 'q':
+      case 'r':
+      case 0x94:
+        return put_binary();
+      case 'h':
+      case 'j':
+        return get_binary();
+      case 'c':
+        return global_line();
+      case 0x93:
+        return stack_global();
+      case 'R':
+      case 0x81:
+        return depth_of_stack(2) && call(pickle_document::nothing);
+      case 0x92:
+        return call_with_keywords();
+      case 'i':
+      case 'o':
+        return old_object();
+      case 'b':
+        return build();
+      case 'Q':
+        return persistent_id();
+      case 'P':
+        return fail(errc::malformed, "a persistent id is a line of text", "a tuple (\"storage\", …)", "text");
+      default:
+        return refuse();
+    }
+  }
+
+  bool refuse() {
+    for (const auto& row : detail::opcode_rows)
+      if (row.code == op_)
+        return fail(errc::unsupported, "the opcode has no place in a weight file",
+                    "none of EXT1, EXT2, EXT4, NEXT_BUFFER, READONLY_BUFFER", std::string(row.name));
+    return fail(errc::malformed, "there is no such opcode", "an opcode of pickle protocol 2 to 5", pickle_opcode_name(op_));
+  }
+  bool protocol(std::size_t start) {
+    const auto version = number(1);
+    if (!version) return false;
+    if (op_at_ != start) return fail(errc::unsupported, "PROTO stands inside the pickle", "PROTO once, as the first opcode");
+    if (*version < 2 || *version > 5)
+      return fail(errc::unsupported, "the pickle's protocol is not supported", "2 to 5", std::to_string(*version));
+    return true;
+  }
+  bool frame() {
+    const auto length = number(8);
+    return length && has(*length);
+  }
+  bool stop() {
+    if (!depth_of_stack(1)) return false;
+    if (stack_.size() != 1 || !marks_.empty())
+      return fail(errc::malformed, "values are left on the stack at the end", "1 value and no mark",
+                  std::to_string(stack_.size()) + " values and " + std::to_string(marks_.size()) + " marks");
+    doc_.root_ = stack_.back();
+    return true;
+  }
+
+  // --- numbers and texts ---------------------------------------------------------------------------------------------
+
+  bool push_integer(std::int64_t value) { return push(add_wide(pickle_kind::integer, static_cast<std::uint64_t>(value))); }
+  bool binary_number() {
+    const std::size_t width = op_ == 'K' || op_ == 0x8A ? 1 : op_ == 'M' ? 2 : op_ == 'G' ? 8 : 4;
+    const auto value = number(width);
+    if (!value) return false;
+    if (op_ == 'J') return push_integer(static_cast<std::int32_t>(static_cast<std::uint32_t>(*value)));
+    if (op_ == 0x8A || op_ == 0x8B) return long_integer(*value);
+    if (op_ != 'G') return push_integer(static_cast<std::int64_t>(*value));
+    std::uint64_t bits = 0;  // BINFLOAT is big-endian
+    for (int i = 0; i < 8; ++i) bits = (bits << 8) | ((*value >> (8 * i)) & 0xFF);
+    return push(add_wide(pickle_kind::real, bits));
+  }
+  bool long_integer(std::uint64_t length) {
+    if (length > limits_.pickle_integer_bytes)
+      return fail(errc::limit, "the integer is too large", std::to_string(limits_.pickle_integer_bytes) + " bytes at most",
+                  length > 0x7FFFFFFF ? "a negative length" : std::to_string(length), "raise it with --max-pickle-integer");
+    if (!has(length)) return false;
+    const std::size_t first = at_;
+    at_ += static_cast<std::size_t>(length);
+    const bool negative = length > 0 && (bytes_[at_ - 1] & std::byte{0x80}) != std::byte{0};
+    std::uint64_t value = negative ? ~std::uint64_t{0} : 0;
+    bool wide = false;
+    for (std::size_t i = static_cast<std::size_t>(length); i-- > 0;) {
+      const auto byte = std::to_integer<std::uint64_t>(bytes_[first + i]);
+      if (i >= 8)
+        wide = wide || byte != (negative ? 0xFFU : 0U);
+      else
+        value = (value << 8) | byte;
+    }
+    wide = wide || (length > 8 && ((value >> 63) != 0) != negative);
+    return wide ? push(add_input(pickle_kind::big_integer, first, static_cast<std::size_t>(length)))
+                : push_integer(static_cast<std::int64_t>(value));
+  }
+  bool text_number() {
+    auto text = line();
+    if (!text) return false;
+    if (op_ == 'I' && (*text == "00" || *text == "01")) return push(*text == "01" ? true_ : false_);
+    if (op_ == 'L' && !text->empty() && text->back() == 'L') text->remove_suffix(1);
+    if (op_ != 'F' && text->size() > 40)
+      return fail(errc::limit, "the integer is too large", "40 digits at most", std::to_string(text->size()),
+                  "no option raises this");
+    std::string_view digits = *text;
+    if (digits.size() > 1 && digits[0] == '+' && digits[1] != '-') digits.remove_prefix(1);
+    const char *first = digits.data(), *last = digits.data() + digits.size();
+    double real = 0;
+    std::int64_t integer = 0;
+    const auto end = op_ == 'F' ? std::from_chars(first, last, real) : std::from_chars(first, last, integer);
+    if (end.ec == std::errc::result_out_of_range && op_ != 'F')
+      return fail(errc::limit, "the integer in text form does not fit 64 bits", "64 bits at most", quoted(*text),
+                  "no option raises this");
+    if (end.ec != std::errc{} || end.ptr != last)
+      return fail(errc::malformed, "the text is no number", "a number in C notation", quoted(*text));
+    return op_ == 'F' ? push(add_wide(pickle_kind::real, std::bit_cast<std::uint64_t>(real))) : push_integer(integer);
+  }
+  bool counted(pickle_kind kind, std::size_t width) {
+    const auto length = number(width);
+    if (!length || !has(*length)) return false;
+    const std::size_t first = at_;
+    at_ += static_cast<std::size_t>(*length);
+    const bool raw = op_ == 'U' || op_ == 'T';
+    return push(add(kind, static_cast<std::uint32_t>(first), static_cast<std::uint32_t>(*length), 0,
+                    raw ? pickle_document::raw_text : std::uint8_t{0}));
+  }
+  static int hex_digit(char c) noexcept {
+    return c >= '0' && c <= '9' ? c - '0' : c >= 'a' && c <= 'f' ? c - 'a' + 10 : c >= 'A' && c <= 'F' ? c - 'A' + 10 : -1;
+  }
+  /// The number of `count` hexadecimal digits at `at`, or nothing.
+  static std::optional<std::uint32_t> hex_number(std::string_view text, std::size_t at, std::size_t count) noexcept {
+    if (text.size() - at < count) return std::nullopt;
+    std::uint32_t value = 0;
+    for (std::size_t i = 0; i < count; ++i) {
+      const int digit = hex_digit(text[at + i]);
+      if (digit < 0) return std::nullopt;
+      value = (value << 4) | static_cast<std::uint32_t>(digit);
+    }
+    return value;
+  }
+  static void append_utf8(std::string& out, std::uint32_t point) {
+    const auto put_byte = [&](std::uint32_t byte) { out += static_cast<char>(static_cast<unsigned char>(byte)); };
+    if (point < 0x80) return put_byte(point);
+    if (point < 0x800) return put_byte(0xC0 | (point >> 6)), put_byte(0x80 | (point & 0x3F));
+    if (point < 0x10000) {
+      put_byte(0xE0 | (point >> 12)), put_byte(0x80 | ((point >> 6) & 0x3F)), put_byte(0x80 | (point & 0x3F));
+      return;
+    }
+    put_byte(0xF0 | (point >> 18)), put_byte(0x80 | ((point >> 12) & 0x3F)), put_byte(0x80 | ((point >> 6) & 0x3F)),
+        put_byte(0x80 | (point & 0x3F));
+  }
+  /// STRING: Python's repr of a str, with its escapes.
+  bool quoted_text() {
+    const auto text = line();
+    if (!text) return false;
+    if (text->size() < 2 || (text->front() != '\'' && text->front() != '"') || text->front() != text->back())
+      return fail(errc::malformed, "the string is not in quotes", "'…' or \"…\"", quoted(*text));
+    const std::string_view inner = text->substr(1, text->size() - 2);
+    std::string out;
+    for (std::size_t i = 0; i < inner.size(); ++i) {
+      if (inner[i] != '\\') {
+        out += inner[i];
+        continue;
+      }
+      const char c = ++i < inner.size() ? inner[i] : '\0';
+      constexpr std::string_view letters = "\\'\"nrtabfv0";
+      constexpr std::string_view values("\\'\"\n\r\t\a\b\f\v\0", 11);
+      const auto byte = c == 'x' ? hex_number(inner, i + 1, 2) : std::nullopt;
+      if (byte) {
+        out += static_cast<char>(static_cast<unsigned char>(*byte));
+        i += 2;
+      } else if (c != '\0' && letters.find(c) != letters.npos) {
+        out += values[letters.find(c)];
+      } else {
+        return fail(errc::malformed, "the string has an unknown escape", "an escape of Python's repr", quoted(*text));
+      }
+    }
+    return push(add_own(pickle_kind::text, out));
+  }
+  /// UNICODE: raw-unicode-escape, Latin-1 with \uXXXX and \UXXXXXXXX.
+  bool escaped_text() {
+    const auto text = line();
+    if (!text) return false;
+    std::string out;
+    for (std::size_t i = 0; i < text->size(); ++i) {
+      const char c = (*text)[i], kind = i + 1 < text->size() ? (*text)[i + 1] : '\0';
+      if (c != '\\' || (kind != 'u' && kind != 'U')) {
+        append_utf8(out, static_cast<unsigned char>(c));
+        continue;
+      }
+      const std::size_t digits = kind == 'u' ? 4 : 8;
+      const auto point = hex_number(*text, i + 2, digits);
+      if (!point || *point > 0x10FFFF)
+        return fail(errc::malformed, "the string has a damaged escape", "\\uXXXX or \\UXXXXXXXX", quoted(*text));
+      append_utf8(out, *point);
+      i += 1 + digits;
+    }
+    return push(add_own(pickle_kind::text, out));
+  }
+
+  // --- containers ------------------------------------------------------------------------------------------------------
+
+  bool tuple_from_mark() {
+    const auto first = take_mark();
+    return first && make_tuple(*first);
+  }
+  bool from_mark(pickle_kind kind) {
+    const auto first = take_mark();
+    if (!first) return false;
+    if (kind == pickle_kind::dict && (stack_.size() - *first) % 2 != 0)
+      return fail(errc::malformed, "a dict gets a key without a value", "pairs",
+                  std::to_string(stack_.size() - *first) + " values");
+    const id n = add(kind);
+    return extend(n, *first) && push(n);
+  }
+  bool onto_mark() {
+    const auto first = take_mark();
+    if (!first) return false;
+    if (*first <= floor())
+      return fail(errc::malformed, "the pickle takes values that are not on its stack", "a container below the mark", "none");
+    if (op_ == 'u') return set_items(*first);
+    return append(*first);
+  }
+  /// True for objects whose class is not known: whatever is put into them is kept.
+  bool is_opaque(id n) const { return doc_.kind(n) == pickle_kind::object && doc_.maker(n) == torch_symbol::unknown; }
+  bool wrong_target(std::string_view wanted) {
+    const id n = stack_.back();
+    const std::string found = doc_.kind(n) == pickle_kind::object ? doc_.class_of(n) : std::string(name_of(doc_.kind(n)));
+    return fail(errc::malformed, "the value cannot take items", std::string(wanted), found);
+  }
+  bool append(std::size_t first) {
+    const id target = stack_[first - 1];
+    const pickle_kind wanted = op_ == 0x90 ? pickle_kind::set : pickle_kind::list;
+    if (doc_.kind(target) == wanted || is_opaque(target)) return extend(target, first);
+    stack_.resize(first);
+    return wrong_target(name_of(wanted));
+  }
+  bool set_items(std::size_t first) {
+    const id target = stack_[first - 1];
+    if ((stack_.size() - first) % 2 != 0)
+      return fail(errc::malformed, "a dict gets a key without a value", "pairs",
+                  std::to_string(stack_.size() - first) + " values");
+    if (doc_.kind(target) == pickle_kind::dict || is_opaque(target)) return extend(target, first);
+    stack_.resize(first);
+    return wrong_target("a dict");
+  }
+  bool drop() {
+    if (stack_.size() > floor()) return stack_.pop_back(), true;
+    return take_mark().has_value();
+  }
+  bool drop_mark() {
+    const auto first = take_mark();
+    if (first) stack_.resize(*first);
+    return first.has_value();
+  }
+  bool put_binary() {
+    if (op_ == 0x94) return put(memo_count_);
+    const auto key = number(op_ == 'q' ? 1 : 4);
+    return key && put(*key);
+  }
+  bool get_binary() {
+    const auto key = number(op_ == 'h' ? 1 : 4);
+    return key && get(*key);
+  }
+
+  // --- globals and objects -----------------------------------------------------------------------------------------------
+
+  bool admit_global(std::string_view module, std::string_view name) {
+    if (limits_.allow_suspicious || !is_blocked_global(module, name)) return true;
+    // pickle.dump of a tensor packs its storage so; torch.save never does.
+    if (ids_ == persistent_ids::none && symbol_of(module, name) == torch_symbol::packed_storage) return true;
+    return fail(errc::unsupported,
+                "the pickle names " + quoted(std::string(module) + "." + std::string(name)) + ", which no weight file needs",
+                "names of tensors and containers", "a way to run code",
+                "nothing was run; --allow-suspicious reads the weights all the same");
+  }
+  /// Pushes a global; its text "module\nname" lies in the input or, with `own`, is copied.
+  bool push_global(std::size_t offset, std::string_view both, bool own) {
+    const std::string_view module = both.substr(0, both.find('\n')), name = both.substr(both.find('\n') + 1);
+    if (!admit_global(module, name)) return false;
+    const auto tag = static_cast<std::uint16_t>(symbol_of(module, name));
+    return push(own ? add_own(pickle_kind::global, both, tag)
+                    : add(pickle_kind::global, static_cast<std::uint32_t>(offset), static_cast<std::uint32_t>(both.size()), tag));
+  }
+  bool global_line() {
+    const std::size_t first = at_;
+    const auto module = line();
+    if (!module) return false;
+    const auto name = line();
+    return name && push_global(first, {module->data(), module->size() + 1 + name->size()}, false);
+  }
+  bool stack_global() {
+    if (!depth_of_stack(2)) return false;
+    const id name = pop(), module = pop();
+    if (doc_.kind(name) != pickle_kind::text || doc_.kind(module) != pickle_kind::text)
+      return fail(errc::malformed, "a global needs two strings", "a module and a name",
+                  std::string(name_of(doc_.kind(module))) + " and " + std::string(name_of(doc_.kind(name))));
+    if (doc_.text(name).size() > limits_.name_bytes || doc_.text(module).size() > limits_.name_bytes)
+      return fail(errc::limit, "the name of a global is too long", std::to_string(limits_.name_bytes) + " bytes at most", "more",
+                  "raise it with --max-name");
+    if (doc_.text(name).find('\n') != std::string_view::npos || doc_.text(module).find('\n') != std::string_view::npos)
+      return fail(errc::malformed, "the name of a global has a line feed in it", "one line", quoted(doc_.text(name)));
+    return push_global(0, std::string(doc_.text(module)) + "\n" + std::string(doc_.text(name)), true);
+  }
+  bool call_with_keywords() {
+    if (!depth_of_stack(3)) return false;
+    const id keywords = pop();
+    if (doc_.kind(keywords) != pickle_kind::dict)
+      return fail(errc::malformed, "keyword arguments are no dict", "a dict", std::string(name_of(doc_.kind(keywords))));
+    return call(doc_.count(keywords) == 0 ? pickle_document::nothing : keywords);
+  }
+  bool old_object() {
+    id callable = pickle_document::nothing;
+    if (op_ == 'i') {
+      if (!global_line()) return false;
+      callable = pop();
+    }
+    const auto first = take_mark();
+    if (!first) return false;
+    std::size_t arguments = *first;
+    if (op_ == 'o') {
+      if (arguments == stack_.size())
+        return fail(errc::malformed, "the pickle takes values that are not on its stack", "a class", "nothing");
+      callable = stack_[arguments++];
+    }
+    if (!make_tuple(arguments)) return false;
+    const id packed = pop();
+    stack_.resize(*first);
+    stack_.push_back(callable);
+    stack_.push_back(packed);
+    return call(pickle_document::nothing);
+  }
+  /// REDUCE and its kin: containers are made, tensors and unknown objects are noted down with callable and arguments.
+  bool call(id keywords) {
+    const id arguments = pop(), callable = pop();
+    const pickle_kind kind = doc_.kind(callable);
+    if (doc_.kind(arguments) != pickle_kind::tuple)
+      return fail(errc::malformed, "the arguments of a call are no tuple", "a tuple", std::string(name_of(doc_.kind(arguments))));
+    if (kind != pickle_kind::global && !is_opaque(callable))
+      return fail(errc::malformed, "the value cannot be called", "a global", std::string(name_of(kind)));
+    const torch_symbol symbol = kind == pickle_kind::global ? doc_.symbol(callable) : torch_symbol::unknown;
+    if (symbol != torch_symbol::unknown) {
+      if (keywords != pickle_document::nothing) return bad_call(callable, "no keyword arguments", arguments);
+      if (is_container_maker(symbol)) return make_container(symbol, callable, doc_.items(arguments), arguments);
+    }
+    doc_.objects_.push_back(
+        {callable, arguments, keywords, pickle_document::nothing, pickle_document::nothing, pickle_document::nothing});
+    const id n = add(pickle_kind::object, static_cast<std::uint32_t>(doc_.objects_.size() - 1));
+    return nest(n, callable) && nest(n, arguments) && (keywords == pickle_document::nothing || nest(n, keywords)) && push(n);
+  }
+  bool bad_call(id callable, std::string expected, id arguments) {
+    return fail(errc::malformed, quoted(doc_.full_name(callable)) + " is called with wrong arguments", std::move(expected),
+                std::to_string(doc_.count(arguments)) + " arguments");
+  }
+  static bool is_container_maker(torch_symbol s) noexcept {
+    switch (s) {
+      case torch_symbol::ordered_dict:
+      case torch_symbol::default_dict:
+      case torch_symbol::counter:
+      case torch_symbol::plain_dict:
+      case torch_symbol::plain_list:
+      case torch_symbol::plain_tuple:
+      case torch_symbol::set:
+      case torch_symbol::bytes:
+      case torch_symbol::bytearray:
+      case torch_symbol::encode:
+      case torch_symbol::size:
+        return true;
+      default:
+        return false;
+    }
+  }
+  bool make_container(torch_symbol symbol, id callable, std::vector<id> given, id arguments) {
+    const auto is = [&](std::size_t i, pickle_kind k) { return i < given.size() && doc_.kind(given[i]) == k; };
+    const bool sequence = is(0, pickle_kind::list) || is(0, pickle_kind::tuple) || is(0, pickle_kind::set);
+    switch (symbol) {
+      case torch_symbol::default_dict:
+        if (!given.empty()) given.erase(given.begin());
+        [[fallthrough]];
+      case torch_symbol::ordered_dict:
+      case torch_symbol::counter:
+      case torch_symbol::plain_dict:
+        return make_dict(callable, given, arguments);
+      case torch_symbol::plain_list:
+      case torch_symbol::set: {
+        if (!given.empty() && !(given.size() == 1 && sequence)) return bad_call(callable, "one list or nothing", arguments);
+        const id n = add(symbol == torch_symbol::set ? pickle_kind::set : pickle_kind::list);
+        return extend_with(n, given.empty() ? given : doc_.items(given[0])) && push(n);
+      }
+      case torch_symbol::plain_tuple:
+      case torch_symbol::size: {
+        if (given.empty()) return push(empty_tuple_);
+        if (given.size() != 1 || !sequence) return bad_call(callable, "one tuple", arguments);
+        const std::size_t first = stack_.size();
+        for (const id item : doc_.items(given[0])) stack_.push_back(item);
+        return make_tuple(first);
+      }
+      case torch_symbol::bytes:
+      case torch_symbol::bytearray:
+      case torch_symbol::encode:
+        if (given.empty() && symbol != torch_symbol::encode) return push(add_own(pickle_kind::bytes, {}));
+        if (given.size() == 1 && is(0, pickle_kind::bytes)) return push(given[0]);
+        if (given.size() == 2 && is(0, pickle_kind::text) && is(1, pickle_kind::text))
+          return encode_latin1(callable, given[0], given[1]);
+        return bad_call(callable, "a string and 'latin1'", arguments);
+      default:
+        return bad_call(callable, "another global", arguments);
+    }
+  }
+  bool extend_with(id target, const std::vector<id>& values) {
+    const std::size_t first = stack_.size();
+    stack_.insert(stack_.end(), values.begin(), values.end());
+    return extend(target, first);
+  }
+  bool make_dict(id callable, const std::vector<id>& given, id arguments) {
+    const id n = add(pickle_kind::dict, pickle_document::nothing, pickle_document::nothing, 0, pickle_document::mapping);
+    if (given.empty()) return push(n);
+    if (given.size() > 1) return bad_call(callable, "one dict or list of pairs", arguments);
+    std::vector<id> pairs;
+    switch (doc_.kind(given[0])) {
+      case pickle_kind::dict:
+        pairs = doc_.items(given[0]);
+        break;
+      case pickle_kind::list:
+      case pickle_kind::tuple:
+        for (const id pair : doc_.items(given[0])) {
+          const bool good =
+              (doc_.kind(pair) == pickle_kind::tuple || doc_.kind(pair) == pickle_kind::list) && doc_.count(pair) == 2;
+          if (!good) return bad_call(callable, "a list of pairs", arguments);
+          for (const id part : doc_.items(pair)) pairs.push_back(part);
+        }
+        break;
+      default:
+        return bad_call(callable, "one dict or list of pairs", arguments);
+    }
+    return extend_with(n, pairs) && push(n);
+  }
+  /// Bytes in protocol 2: a text whose characters, all below 256, stand for one byte each.
+  bool encode_latin1(id callable, id text, id encoding) {
+    const std::string_view coding = doc_.text(encoding);
+    if (coding != "latin1" && coding != "latin-1")
+      return fail(errc::unsupported, quoted(doc_.full_name(callable)) + " uses an unknown encoding", "'latin1'", quoted(coding));
+    const std::string_view from = doc_.text(text);
+    std::string out;
+    out.reserve(from.size());
+    for (std::size_t i = 0; i < from.size(); ++i) {
+      const auto lead = static_cast<unsigned char>(from[i]);
+      if (lead < 0x80) {
+        out += from[i];
+        continue;
+      }
+      const auto next = i + 1 < from.size() ? static_cast<unsigned char>(from[i + 1]) : 0U;
+      if ((lead != 0xC2 && lead != 0xC3) || (next & 0xC0U) != 0x80)  // U+0080 to U+00FF are two bytes in UTF-8
+        return fail(errc::malformed, "a text that stands for bytes has other characters", "characters below 256",
+                    "byte offset " + std::to_string(i));
+      out += static_cast<char>(static_cast<unsigned char>(((lead & 3U) << 6) | (next & 0x3FU)));
+      ++i;
+    }
+    return push(add_own(pickle_kind::bytes, out));
+  }
+
+  bool build() {
+    if (!depth_of_stack(2)) return false;
+    const id state = pop(), target = stack_.back();
+    if (doc_.kind(target) == pickle_kind::object) {
+      id& kept = doc_.objects_[doc_.nodes_[target].a].state;
+      if (kept != pickle_document::nothing)
+        return fail(errc::malformed, "an object gets its state twice", "one BUILD", doc_.class_of(target));
+      kept = state;
+      return nest(target, state);
+    }
+    if (doc_.kind(target) != pickle_kind::dict || (doc_.nodes_[target].flags & pickle_document::mapping) == 0)
+      return fail(errc::unsupported, "the value cannot have attributes", "an object or an OrderedDict",
+                  std::string(name_of(doc_.kind(target))));
+    if (doc_.kind(state) != pickle_kind::dict)
+      return fail(errc::unsupported, "the attributes of a dict are no dict", "a dict", std::string(name_of(doc_.kind(state))));
+    const std::vector<id> pairs = doc_.items(state);
+    for (std::size_t i = 0; i < pairs.size(); i += 2)  // a module's versions: nothing that a reader of weights needs
+      if (!doc_.is_text(pairs[i], "_metadata"))
+        return fail(
+            errc::unsupported, "the dict has an unknown attribute", "'_metadata'",
+            doc_.kind(pairs[i]) == pickle_kind::text ? quoted(doc_.text(pairs[i])) : std::string(name_of(doc_.kind(pairs[i]))));
+    return true;
+  }
+
+  /// What a persistent id stands for: a storage, a class with its source, a number.
+  bool persistent_id() {
+    if (!depth_of_stack(1)) return false;
+    const id pid = pop();
+    const pickle_kind kind = doc_.kind(pid);
+    if (ids_ == persistent_ids::none)
+      return fail(errc::unsupported, "the pickle refers to data outside of itself", "values", "a persistent id",
+                  "open the file of torch.save that this pickle was taken from");
+    if (ids_ == persistent_ids::numbers && (kind == pickle_kind::integer || kind == pickle_kind::text))
+      return push(add(pickle_kind::reference, pid));
+    if (kind != pickle_kind::tuple)
+      return fail(errc::malformed, "the persistent id is no tuple", "(\"storage\", class, key, location, numel)",
+                  std::string(name_of(kind)));
+    const std::vector<id> parts = doc_.items(pid);
+    if (ids_ == persistent_ids::numbers) return module_class(parts, 0);
+    if (!parts.empty() && doc_.is_text(parts[0], "module")) {
+      if (ids_ == persistent_ids::storage_views) return module_class(parts, 1);
+      return fail(errc::unsupported, "the file holds a pickled module with its source", "a storage", "\"module\"");
+    }
+    const std::size_t fields = ids_ == persistent_ids::storage_views ? 6 : 5;
+    if (parts.size() != fields)
+      return fail(errc::malformed, "the persistent id has a wrong number of fields", std::to_string(fields),
+                  std::to_string(parts.size()));
+    return storage_fields(parts) && push(add(pickle_kind::storage, pid));
+  }
+  /// A class that was pickled with its source: the class, as if it had none.
+  bool module_class(const std::vector<id>& parts, std::size_t at) {
+    if (parts.size() != at + 3 || doc_.kind(parts[at]) != pickle_kind::global)
+      return fail(errc::malformed, "the persistent id of a class is wrong", "a class, its file and its source",
+                  std::to_string(parts.size()) + " fields");
+    return push(parts[at]);
+  }
+  bool storage_fields(const std::vector<id>& parts) {
+    const auto wrong = [&](const char* field, const char* expected, id n) {
+      return fail(errc::malformed, std::string("field ") + field + " of the persistent id is wrong", expected,
+                  doc_.kind(n) == pickle_kind::integer  ? std::to_string(doc_.integer(n))
+                  : doc_.kind(n) == pickle_kind::global ? quoted(doc_.full_name(n))
+                                                        : std::string(name_of(doc_.kind(n))));
+    };
+    const auto is_count = [&](id n) { return doc_.kind(n) == pickle_kind::integer && doc_.integer(n) >= 0; };
+    if (!doc_.is_text(parts[0], "storage")) return wrong("0", "\"storage\"", parts[0]);
+    if (doc_.kind(parts[1]) != pickle_kind::global || doc_.symbol(parts[1]) != torch_symbol::storage_class)
+      return wrong("1 (class)", "a storage class", parts[1]);
+    if (doc_.kind(parts[2]) != pickle_kind::text) return wrong("2 (key)", "a string", parts[2]);
+    if (doc_.kind(parts[3]) != pickle_kind::text) return wrong("3 (location)", "a string", parts[3]);
+    if (!is_count(parts[4])) return wrong("4 (numel)", "a number of elements from 0 to 2^63 - 1", parts[4]);
+    if (parts.size() < 6 || doc_.kind(parts[5]) == pickle_kind::none) return true;
+    const char* view = "None or (key, offset, numel)";
+    if (doc_.kind(parts[5]) != pickle_kind::tuple || doc_.count(parts[5]) != 3) return wrong("5 (view)", view, parts[5]);
+    const std::vector<id> of = doc_.items(parts[5]);
+    if (doc_.kind(of[0]) != pickle_kind::text || !is_count(of[1]) || !is_count(of[2])) return wrong("5 (view)", view, parts[5]);
+    return true;
+  }
+};
+
+/// Reads the pickle that starts at `start`. `file` and `entry` ("zip entry 'archive/data.pkl'") are named in messages. With
+/// `whole`, the pickle must end with the bytes.
+/// @fails malformed, limit (bytes, opcodes, depth, integers, names), unsupported (protocol, blocked globals, buffers).
+inline result<pickle_document> parse_pickle(std::shared_ptr<const std::vector<std::byte>> bytes, std::string file,
+                                            std::string entry, const limits& bounds = {}, std::size_t start = 0,
+                                            bool whole = true, persistent_ids ids = persistent_ids::storages) {
+  return pickle_machine(std::move(bytes), start, std::move(file), std::move(entry), bounds, ids).run(whole);
+}
+
+TENSORSMITH_END_NAMESPACE
+#endif  // TENSORSMITH_HAS_FORMAT_TORCH_PICKLE_HPP
+
+#ifndef TENSORSMITH_HAS_FORMAT_TORCH_PICKLE_STREAM_HPP
+#define TENSORSMITH_HAS_FORMAT_TORCH_PICKLE_STREAM_HPP
+// tensorsmith/format/torch/pickle_stream.hpp: pickles that stand one behind the other in a file and do not say how long they are.
+//
+// Included by legacy.hpp, tar.hpp and bare.hpp. Only as much of the file is read as the pickles turn out to need: a window that
+// starts small and doubles.
+
+TENSORSMITH_BEGIN_NAMESPACE
+namespace detail {
+
+class pickle_stream {
+ public:
+  /// Pickles of `file` in bytes [begin, end). Offsets in messages count from `begin`. `window`: bytes that are read at first.
+  pickle_stream(std::shared_ptr<const byte_source> file, std::uint64_t begin, std::uint64_t end, const limits& bounds,
+                std::size_t window)
+      : file_(std::move(file)), begin_(begin), at_(begin), end_(end), limits_(bounds), first_window_(window) {}
+
+  /// Where the next pickle (or whatever follows) starts, from the start of the file.
+  std::uint64_t at() const noexcept { return at_; }
+  /// Goes on at `offset`, behind bytes that are no pickles. @pre offset <= end
+  void go_to(std::uint64_t offset) noexcept { at_ = offset; }
+  /// Where the bytes of the latest pickle's document start in the file.
+  std::uint64_t window_offset() const noexcept { return window_at_; }
+
+  /// Reads the next pickle. @fails as parse_pickle; limit (a pickle that does not end within limits::pickle_bytes)
+  result<pickle_document> next(const std::string& entry, persistent_ids ids) {
+    if (!window_ || at_ < window_at_ || at_ > window_at_ + window_->size()) TENSORSMITH_CHECK(read_window(at_, first_window_));
+    for (;;) {
+      const auto start = static_cast<std::size_t>(at_ - window_at_);
+      pickle_machine machine(window_, start, file_->name(), entry, limits_, ids, static_cast<std::size_t>(window_at_ - begin_));
+      auto read = machine.run(false);
+      if (read) {
+        at_ += read.value().end() - start;
+        return read;
+      }
+      if (!machine.starved() || window_at_ + window_->size() == end_) return read;
+      if (window_->size() >= limits_.pickle_bytes)
+        return failure{.code = errc::limit,
+                       .what = "the pickle does not end where it should",
+                       .file = file_->name(),
+                       .place = entry,
+                       .expected = "an end within " + std::to_string(limits_.pickle_bytes) + " bytes",
+                       .found = "more",
+                       .advice = "raise it with --max-pickle"};
+      TENSORSMITH_CHECK(read_window(at_, 2 * window_->size()));
+    }
+  }
+
+ private:
+  result<void> read_window(std::uint64_t from, std::uint64_t bytes) {
+    bytes = std::min({bytes, std::max<std::uint64_t>(limits_.pickle_bytes, 1), end_ - from});
+    std::vector<std::byte> window(static_cast<std::size_t>(bytes));
+    TENSORSMITH_CHECK(file_->read_at(from, window));
+    window_ = std::make_shared<const std::vector<std::byte>>(std::move(window));
+    window_at_ = from;
+    return {};
+  }
+
+  std::shared_ptr<const byte_source> file_;
+  std::uint64_t begin_, at_, end_;
+  limits limits_;
+  std::size_t first_window_;
+  std::shared_ptr<const std::vector<std::byte>> window_;
+  std::uint64_t window_at_ = 0;
+};
+
+}  // namespace detail
+TENSORSMITH_END_NAMESPACE
+#endif  // TENSORSMITH_HAS_FORMAT_TORCH_PICKLE_STREAM_HPP
+
+#ifndef TENSORSMITH_HAS_FORMAT_TORCH_NUMPY_VALUES_HPP
+#define TENSORSMITH_HAS_FORMAT_TORCH_NUMPY_VALUES_HPP
+// tensorsmith/format/torch/numpy_values.hpp: numpy's element types, arrays and scalars as pickles describe them.
+//
+// Included by tensors.hpp and walk.hpp. Three forms of arrays exist: `_reconstruct(class, (0,), b'b')` with the state (1, shape,
+// dtype, is_fortran, bytes), and since protocol 5 `_frombuffer(bytes, dtype, shape, order)`.
+
+TENSORSMITH_BEGIN_NAMESPACE
+namespace detail {
+
+/// An element type of numpy that this library has too.
+struct numpy_type {
+  dtype type = dtype::u8;
+  bool big_endian = false;
+};
+
+inline std::optional<dtype> numpy_dtype_named(std::string_view name) noexcept {
+  struct row {
+    std::string_view name;
+    dtype type;
+  };
+  constexpr row rows[] = {{"f8", dtype::f64}, {"f4", dtype::f32}, {"f2", dtype::f16},     {"i8", dtype::i64}, {"i4", dtype::i32},
+                          {"i2", dtype::i16}, {"i1", dtype::i8},  {"u8", dtype::u64},     {"u4", dtype::u32}, {"u2", dtype::u16},
+                          {"u1", dtype::u8},  {"b1", dtype::boolean}, {"c8", dtype::c64}, {"c16", dtype::c128},
+                          {"ml_dtypes.bfloat16", dtype::bf16}, {"ml_dtypes.float8_e5m2", dtype::f8_e5m2},
+                          {"ml_dtypes.float8_e4m3fn", dtype::f8_e4m3}, {"ml_dtypes.float8_e5m2fnuz", dtype::f8_e5m2fnuz},
+                          {"ml_dtypes.float8_e4m3fnuz", dtype::f8_e4m3fnuz}, {"ml_dtypes.float8_e8m0fnu", dtype::f8_e8m0}};
+  for (const row& r : rows)
+    if (r.name == name) return r.type;
+  return std::nullopt;
+}
+
+/// The type that `dtype(name, align, copy)` with the state (3, byte order, …) stands for; nothing for strings, dates, records,
+/// objects and floats of 80 bits and more.
+inline std::optional<numpy_type> numpy_type_of(const pickle_document& doc, pickle_document::id n) {
+  if (doc.kind(n) != pickle_kind::object || doc.maker(n) != torch_symbol::numpy_dtype) return std::nullopt;
+  const auto arguments = doc.arguments(n), state = doc.state(n);
+  if (doc.count(arguments) < 1 || doc.count(arguments) > 3) return std::nullopt;
+  const auto name = doc.items(arguments)[0];
+  const bool is_class = doc.kind(name) == pickle_kind::global;  // ml_dtypes: the scalar's class instead of a name
+  if (!is_class && doc.kind(name) != pickle_kind::text) return std::nullopt;
+  const auto type = is_class ? numpy_dtype_named(doc.full_name(name)) : numpy_dtype_named(doc.text(name));
+  if (!type) return std::nullopt;
+  numpy_type out{*type, false};
+  if (state == pickle_document::nothing) return out;
+  if (doc.kind(state) != pickle_kind::tuple || doc.count(state) < 2 || doc.count(state) > 16) return std::nullopt;
+  const auto order = doc.items(state)[1];
+  if (doc.kind(order) != pickle_kind::text) return std::nullopt;
+  const std::string_view mark = doc.text(order);
+  if (mark != "<" && mark != ">" && mark != "|" && mark != "=") return std::nullopt;
+  out.big_endian = mark == ">";
+  return out;
+}
+
+/// The parts of an array of numbers.
+struct numpy_array {
+  numpy_type type;
+  pickle_document::id shape = 0, data = 0;
+  bool fortran = false;
+};
+
+/// What object `n` holds if it is an array of numbers; nothing for other objects, and for arrays of strings, dates, records and
+/// Python objects.
+inline std::optional<numpy_array> numpy_array_of(const pickle_document& doc, pickle_document::id n) {
+  if (doc.kind(n) != pickle_kind::object) return std::nullopt;
+  if (doc.maker(n) == torch_symbol::numpy_buffer) {
+    if (doc.count(doc.arguments(n)) != 4) return std::nullopt;
+    const auto parts = doc.items(doc.arguments(n));
+    const auto type = numpy_type_of(doc, parts[1]);
+    if (!type || !doc.is_byte_string(parts[0])) return std::nullopt;
+    return numpy_array{*type, parts[2], parts[0], doc.is_text(parts[3], "F")};
+  }
+  const auto state = doc.maker(n) == torch_symbol::numpy_array ? doc.state(n) : pickle_document::nothing;
+  if (state == pickle_document::nothing || doc.kind(state) != pickle_kind::tuple || doc.count(state) != 5) return std::nullopt;
+  const auto parts = doc.items(state);
+  const auto type = numpy_type_of(doc, parts[2]);
+  if (!type || doc.kind(parts[3]) != pickle_kind::boolean || !doc.is_byte_string(parts[4])) return std::nullopt;
+  return numpy_array{*type, parts[1], parts[4], doc.boolean(parts[3])};
+}
+
+/// The number that `scalar(dtype, bytes)` stands for.
+inline std::optional<json_value> numpy_scalar_of(const pickle_document& doc, pickle_document::id n) {
+  if (doc.count(doc.arguments(n)) != 2) return std::nullopt;
+  const auto parts = doc.items(doc.arguments(n));
+  const auto type = numpy_type_of(doc, parts[0]);
+  if (!type || !doc.is_byte_string(parts[1])) return std::nullopt;
+  std::string raw(doc.text(parts[1]));
+  const std::size_t width = bits_of(type->type) / 8;
+  if (width > 8 || raw.size() != width) return std::nullopt;
+  if (type->big_endian) std::reverse(raw.begin(), raw.end());
+  std::uint64_t bits = 0;
+  for (std::size_t i = width; i-- > 0;) bits = (bits << 8) | static_cast<unsigned char>(raw[i]);
+  switch (type->type) {
+    case dtype::boolean:
+      return json_value(bits != 0);
+    case dtype::u64:
+    case dtype::u32:
+    case dtype::u16:
+    case dtype::u8:
+      return json_value(bits);
+    case dtype::i64:
+    case dtype::i32:
+    case dtype::i16:
+    case dtype::i8: {
+      const unsigned unused = 64 - 8 * static_cast<unsigned>(width);
+      return json_value(static_cast<std::int64_t>(bits << unused) >> unused);
+    }
+    case dtype::f64:
+      return json_value(std::bit_cast<double>(bits));
+    case dtype::f32:
+      return json_value(static_cast<double>(std::bit_cast<float>(static_cast<std::uint32_t>(bits))));
+    case dtype::f16:
+      return json_value(static_cast<double>(f16_to_f32(static_cast<std::uint16_t>(bits))));
+    default:
+      return std::nullopt;
+  }
+}
+
+}  // namespace detail
+TENSORSMITH_END_NAMESPACE
+#endif  // TENSORSMITH_HAS_FORMAT_TORCH_NUMPY_VALUES_HPP
+
+#ifndef TENSORSMITH_HAS_FORMAT_TORCH_TENSORS_HPP
+#define TENSORSMITH_HAS_FORMAT_TORCH_TENSORS_HPP
+// tensorsmith/format/torch/tensors.hpp: the tensors that a pickle describes: storages, views of them, proofs that they fit.
+//
+// Include this to turn nodes of a pickle_document into planned tensors, whatever container holds the storages.
+
+TENSORSMITH_BEGIN_NAMESPACE
+
+/// Where the bytes of one storage lie.
+struct torch_record {
+  std::shared_ptr<const byte_source> source;
+  std::uint64_t offset = 0, bytes = 0;
+  std::shared_ptr<integrity_check> check;  ///< or null
+  std::string place;                       ///< "zip entry 'archive/data/0'", for messages
+};
+
+/// A storage as a persistent id declares it.
+struct torch_storage_id {
+  std::string key;
+  std::string class_name;     ///< "torch.FloatStorage"
+  std::optional<dtype> type;  ///< nothing: quantized
+  bool untyped = false;
+  std::uint64_t numel = 0;    ///< elements; of untyped storages bytes
+  std::string view_key;       ///< not empty: elements [view_offset, view_offset + view_numel) of the storage are meant
+  std::uint64_t view_offset = 0, view_numel = 0;
+  std::optional<pickle_document::id> packed;  ///< the object of the pickle whose bytes hold it
+};
+
+/// The storage that a node of kind `storage` names.
+inline torch_storage_id storage_of(const pickle_document& doc, pickle_document::id node) {
+  const auto parts = doc.items(doc.persistent(node));
+  torch_storage_id out;
+  out.key = doc.text(parts[2]);
+  out.class_name = doc.full_name(parts[1]);
+  out.type = storage_type(doc.name(parts[1]));
+  out.untyped = doc.name(parts[1]) == "UntypedStorage";
+  out.numel = static_cast<std::uint64_t>(doc.integer(parts[4]));
+  if (parts.size() > 5 && doc.kind(parts[5]) == pickle_kind::tuple) {
+    const auto view = doc.items(parts[5]);
+    out.view_key = doc.text(view[0]);
+    out.view_offset = static_cast<std::uint64_t>(doc.integer(view[1]));
+    out.view_numel = static_cast<std::uint64_t>(doc.integer(view[2]));
+  }
+  return out;
+}
+
+/// A tensor that is described outside of the pickle: a tar file keeps them in a member of their own.
+struct torch_view {
+  torch_storage_id storage;
+  std::uint64_t offset = 0;
+  std::vector<std::uint64_t> sizes, strides;
+};
+
+namespace detail {
+
+__extension__ typedef unsigned __int128 wide_count;  // sums of (size - 1) · stride of hostile files do not fit 64 bits
+
+inline std::string to_text(wide_count value) {
+  if (value == 0) return "0";
+  std::string out;
+  for (; value != 0; value /= 10) out.insert(out.begin(), static_cast<char>('0' + static_cast<int>(value % 10)));
+  return out;
+}
+
+}  // namespace detail
+
+/// Makes tensors of the objects of one pickle. Finds each storage once; remembers tensors, so that tied ones stay one.
+class torch_tensors {
+ public:
+  using id = pickle_document::id;
+  using find_record = std::function<result<torch_record>(std::string_view key)>;
+  using unpack_storage = std::function<result<std::pair<torch_storage_id, torch_record>>(std::shared_ptr<const byte_source> source,
+                                                                                         std::uint64_t begin, std::uint64_t end)>;
+  using find_view = std::function<result<torch_view>(std::string_view number, const std::string& where)>;
+
+  torch_tensors(const pickle_document& doc, std::string file, std::string entry, find_record find, const limits& bounds)
+      : doc_(doc), file_(std::move(file)), entry_(std::move(entry)), find_(std::move(find)), limits_(bounds) {}
+
+  /// Where the bytes of the pickle lie, so that arrays inside it are read from there; without it they are copied.
+  void pickle_lies_in(std::shared_ptr<const byte_source> source, std::uint64_t offset) {
+    pickle_ = std::move(source);
+    pickle_offset_ = offset;
+  }
+  /// Storages are big-endian (numpy arrays say their own order).
+  void storages_are_big_endian() noexcept { big_endian_ = true; }
+  /// How storages are read that are packed into the pickle as bytes.
+  void packed_storages_mean(unpack_storage unpack) { unpack_ = std::move(unpack); }
+  /// What references stand for.
+  void references_mean(find_view find) { find_view_ = std::move(find); }
+
+  /// True for values that stand for a tensor, also for kinds of tensors that make() refuses. Arrays of numpy count if they hold
+  /// numbers.
+  static bool is_tensor(const pickle_document& doc, id n) {
+    return is_torch_tensor(doc, n) || detail::numpy_array_of(doc, n).has_value();
+  }
+  static bool is_torch_tensor(const pickle_document& doc, id n) noexcept {
+    if (doc.kind(n) == pickle_kind::reference) return true;
+    if (doc.kind(n) != pickle_kind::object) return false;
+    switch (doc.maker(n)) {
+      case torch_symbol::tensor_v1:
+      case torch_symbol::tensor_v2:
+      case torch_symbol::tensor_v3:
+      case torch_symbol::parameter:
+      case torch_symbol::parameter_with_state:
+      case torch_symbol::from_device:
+      case torch_symbol::from_type:
+      case torch_symbol::parameter_class:
+      case torch_symbol::tensor_class:
+      case torch_symbol::unsupported_tensor:
+        return true;
+      default:
+        return false;
+    }
+  }
+
+  /// The tensor that object `n` stands for; `where` is its name, for messages. @pre is_tensor(n)
+  /// @fails malformed (wrong arguments, views outside their storage, storages that do not fit their record), limit
+  /// (expansion, rank, elements), unsupported (sparse, quantized, meta tensors; element types without a counterpart).
+  result<tensor_ref> make(id n, const std::string& where) {
+    const auto known = made_.find(n);
+    if (known != made_.end()) {
+      TENSORSMITH_CHECK(account(known->second.first.info().bytes(), n, where));
+      range again = known->second.second;
+      remember(std::move(again), where);
+      return known->second.first;
+    }
+    range_ = {};
+    TENSORSMITH_TRY(const tensor_ref made, make_new(n, where));
+    remember(range_, where);
+    made_.emplace(n, std::pair(made, range_));
+    return made;
+  }
+
+  /// Adds a note about tensors that lie in the same bytes, as tied weights and slices of one tensor do.
+  void note_shared_bytes() {
+    std::sort(ranges_.begin(), ranges_.end(), [](const range& a, const range& b) {
+      return std::tie(a.source, a.first, a.end, a.order) < std::tie(b.source, b.first, b.end, b.order);
+    });
+    std::size_t shared = 0;
+    const range *reach = nullptr, *one = nullptr, *other = nullptr;  // reach: the one that goes furthest so far
+    for (const range& r : ranges_) {
+      if (!reach || reach->source != r.source || r.first >= reach->end) {
+        reach = &r;
+        continue;
+      }
+      ++shared;
+      const bool later = reach->order < r.order;
+      const range &early = later ? *reach : r, &late = later ? r : *reach;
+      if (!other || late.order < other->order) one = &early, other = &late;
+      if (r.end > reach->end) reach = &r;
+    }
+    if (shared > 0)
+      notes_.push_back({note::level::info, file_,
+                        std::to_string(shared) + (shared == 1 ? " tensor lies" : " tensors lie") +
+                            " in a range of bytes that another one uses too, first " + quoted(other->where) + " beside " +
+                            quoted(one->where) + "; each is read as a tensor of its own."});
+  }
+
+  /// Keys of the storages that tensors were made of, sorted.
+  std::vector<std::string> used_keys() const {
+    std::vector<std::string> out;
+    for (const auto& [key, s] : storages_) out.push_back(key);
+    return out;
+  }
+  const std::vector<note>& notes() const noexcept { return notes_; }
+
+ private:
+  struct storage {
+    dtype type = dtype::u8;
+    bool untyped = false;
+    std::uint64_t numel = 0;  // as declared: elements, of untyped storages bytes
+    torch_record record;
+    std::uint64_t bytes() const noexcept { return byte_count(type, static_cast<std::size_t>(numel)); }
+  };
+  struct range {  // bytes that a tensor spans in a source
+    const byte_source* source = nullptr;
+    std::uint64_t first = 0, end = 0;
+    std::size_t order = 0;  // in which the tensors were asked for
+    std::string where{};
+  };
+
+  void remember(range r, const std::string& where) {
+    if (r.end <= r.first) return;
+    r.order = ranges_.size();
+    r.where = where;
+    ranges_.push_back(std::move(r));
+  }
+
+  failure fail(errc code, id n, const std::string& where, std::string what, std::string expected = {}, std::string found = {},
+               std::string advice = {}) const {
+    return failure{.code = code,
+                   .what = std::move(what),
+                   .file = file_,
+                   .place = entry_ + ", byte offset " + std::to_string(doc_.at(n)) + ", tensor " + quoted(where),
+                   .expected = std::move(expected),
+                   .found = std::move(found),
+                   .advice = std::move(advice)};
+  }
+
+  result<tensor_ref> make_new(id n, const std::string& where) {
+    if (doc_.kind(n) == pickle_kind::reference) return referred(n, where);
+    if (const auto array = detail::numpy_array_of(doc_, n)) return make_numpy(n, where, *array);
+    torch_symbol symbol = doc_.maker(n);
+    id callable = doc_.callable(n), state = doc_.state(n);
+    std::vector<id> args = doc_.items(doc_.arguments(n));
+    for (;;) {  // through what wraps a tensor: parameters, subclasses
+      const bool wraps = symbol == torch_symbol::parameter || symbol == torch_symbol::parameter_with_state ||
+                         symbol == torch_symbol::from_device || symbol == torch_symbol::parameter_class;
+      if (symbol == torch_symbol::from_type) {
+        if (args.size() != 4 || doc_.kind(args[0]) != pickle_kind::global || doc_.kind(args[2]) != pickle_kind::tuple)
+          return fail(errc::malformed, n, where, "a tensor subclass is rebuilt from wrong arguments",
+                      "(function, class, arguments, state)", std::to_string(args.size()) + " arguments");
+        callable = args[0];
+        symbol = doc_.symbol(callable);
+        args = doc_.items(args[2]);
+        if (symbol == torch_symbol::from_type) return fail(errc::malformed, n, where, "a tensor subclass is rebuilt twice");
+      } else if (wraps) {
+        if (args.empty() || !is_torch_tensor(doc_, args[0]))
+          return fail(errc::malformed, n, where, quoted(doc_.full_name(callable)) + " is called with wrong arguments",
+                      "a tensor first", args.empty() ? "nothing" : std::string(name_of(doc_.kind(args[0]))));
+        const id inner = args[0];
+        if (doc_.kind(inner) == pickle_kind::reference) return referred(inner, where);
+        callable = doc_.callable(inner);
+        state = doc_.state(inner);
+        symbol = doc_.maker(inner);
+        args = doc_.items(doc_.arguments(inner));
+      } else {
+        break;
+      }
+    }
+    return base_tensor(n, where, symbol, callable, args, state);
+  }
+
+  result<tensor_ref> base_tensor(id n, const std::string& where, torch_symbol symbol, id callable, std::vector<id> args,
+                                 id state) {
+    std::size_t least = 6, most = 7;
+    switch (symbol) {
+      case torch_symbol::tensor_v1:
+        least = most = 4;
+        break;
+      case torch_symbol::tensor_v2:
+        break;
+      case torch_symbol::tensor_v3:
+        least = 7, most = 8;
+        break;
+      case torch_symbol::tensor_class:  // torch 0.1: an empty tensor whose state is (storage, offset, size, stride)
+        if (args.empty() && state != pickle_document::nothing && doc_.kind(state) == pickle_kind::tuple) args = doc_.items(state);
+        least = most = 4;
+        break;
+      case torch_symbol::unsupported_tensor:
+        return fail(errc::unsupported, n, where, "the tensor is sparse, quantized, nested or without data", "a dense tensor",
+                    quoted(doc_.full_name(callable)));
+      default:
+        return fail(errc::unsupported, n, where, "the tensor is rebuilt by an unknown function", "a function of torch._utils",
+                    quoted(doc_.full_name(callable)));
+    }
+    if (args.size() < least || args.size() > most)
+      return fail(errc::malformed, n, where, quoted(doc_.full_name(callable)) + " is called with wrong arguments",
+                  least == most ? std::to_string(least) + " arguments"
+                                : std::to_string(least) + " or " + std::to_string(most) + " arguments",
+                  std::to_string(args.size()));
+    const bool packed = unpack_ && doc_.kind(args[0]) == pickle_kind::object && doc_.maker(args[0]) == torch_symbol::packed_storage;
+    if (!packed && doc_.kind(args[0]) != pickle_kind::storage)
+      return fail(errc::malformed, n, where, "the tensor has no storage", "a storage", std::string(name_of(doc_.kind(args[0]))));
+    TENSORSMITH_CHECK(check_rest(n, where, symbol, args));
+    TENSORSMITH_TRY(const torch_storage_id declared, packed ? unpacked(args[0], n, where) : storage_of(doc_, args[0]));
+    TENSORSMITH_TRY(const storage* const s, find_storage(declared, n, where));
+    dtype type = s->type;
+    if (symbol == torch_symbol::tensor_v3) {
+      const auto named = doc_.kind(args[6]) == pickle_kind::global ? element_type(doc_.name(args[6])) : std::nullopt;
+      if (!named || doc_.symbol(args[6]) != torch_symbol::element_type)
+        return fail(errc::unsupported, n, where, "the tensor's element type is not supported",
+                    "a floating, integer, boolean or complex type",
+                    doc_.kind(args[6]) == pickle_kind::global ? quoted(doc_.full_name(args[6]))
+                                                              : std::string(name_of(doc_.kind(args[6]))));
+      type = *named;
+    } else if (s->untyped) {
+      return fail(errc::malformed, n, where, "a tensor without element type lies in an untyped storage", "a typed storage",
+                  "UntypedStorage");
+    }
+    if (doc_.kind(args[1]) != pickle_kind::integer || doc_.integer(args[1]) < 0)
+      return fail(errc::malformed, n, where, "the tensor's offset is wrong", "an integer from 0",
+                  doc_.kind(args[1]) == pickle_kind::integer ? std::to_string(doc_.integer(args[1]))
+                                                             : std::string(name_of(doc_.kind(args[1]))));
+    TENSORSMITH_TRY(const auto sizes, extents(args[2], n, where, "size"));
+    TENSORSMITH_TRY(const auto strides, extents(args[3], n, where, "stride"));
+    return view_of(n, where, *s, type, static_cast<std::uint64_t>(doc_.integer(args[1])), sizes, strides);
+  }
+
+  /// Where the characters of a node can be read.
+  std::pair<std::shared_ptr<const byte_source>, std::uint64_t> located(id data) const {
+    if (const auto inside = doc_.input_offset(data); pickle_ && inside) return {pickle_, pickle_offset_ + *inside};
+    const auto bytes = std::as_bytes(std::span(doc_.text(data)));
+    return {std::make_shared<memory_source>(file_, std::vector<std::byte>(bytes.begin(), bytes.end())), 0};
+  }
+
+  /// The storage that bytes of the pickle hold, under a key of its own.
+  result<torch_storage_id> unpacked(id object, id n, const std::string& where) {
+    const auto known = packed_.find(object);
+    if (known != packed_.end()) return known->second.first;
+    const id arguments = doc_.arguments(object);
+    const id data = doc_.count(arguments) == 1 ? doc_.items(arguments)[0] : doc_.nothing;
+    if (data == doc_.nothing || !doc_.is_byte_string(data))
+      return fail(errc::malformed, n, where, "a packed storage is no bytes", "bytes", std::to_string(doc_.count(arguments)) + " arguments");
+    auto [source, offset] = located(data);
+    TENSORSMITH_TRY(auto made, unpack_(std::move(source), offset, offset + doc_.text(data).size()));
+    const std::string key = "packed " + std::to_string(object);
+    made.first.key = key;
+    made.first.packed = object;
+    if (!made.first.view_key.empty()) made.first.view_key = key + " " + made.first.view_key;
+    return packed_.emplace(object, std::move(made)).first->second.first;
+  }
+
+  /// A tensor that is described outside of the pickle.
+  result<tensor_ref> referred(id n, const std::string& where) {
+    const id number = doc_.persistent(n);
+    const std::string text =
+        doc_.kind(number) == pickle_kind::integer ? std::to_string(doc_.integer(number)) : std::string(doc_.text(number));
+    if (!find_view_) return fail(errc::internal, n, where, "nothing is known about references");
+    TENSORSMITH_TRY(const torch_view view, find_view_(text, where));
+    TENSORSMITH_TRY(const storage* const s, find_storage(view.storage, n, where));
+    return view_of(n, where, *s, s->type, view.offset, view.sizes, view.strides);
+  }
+
+  result<tensor_ref> make_numpy(id n, const std::string& where, const detail::numpy_array& array) {
+    TENSORSMITH_TRY(const auto sizes, extents(array.shape, n, where, "shape"));
+    TENSORSMITH_TRY(const std::uint64_t count, count_of(n, where, sizes));
+    const std::size_t width = bits_of(array.type.type) / 8;
+    const std::string_view data = doc_.text(array.data);
+    if (count * width != data.size())
+      return fail(errc::malformed, n, where, "the array has other bytes than its shape needs",
+                  std::to_string(count * width) + " bytes", std::to_string(data.size()));
+    TENSORSMITH_CHECK(account(data.size(), n, where));
+    shape_type shape(sizes.begin(), sizes.end());
+    std::vector<std::size_t> strides = stored_recipe::row_major_strides(shape);
+    if (array.fortran)
+      for (std::size_t i = 0, step = 1; i < shape.size(); step *= std::max<std::size_t>(shape[i], 1), ++i) strides[i] = step;
+    auto [source, offset] = located(array.data);
+    stored_bytes_ += data.size();
+    range_ = {source.get(), offset, offset + data.size(), 0, {}};
+    recipe_ptr stored =
+        strided_tensor(std::move(source), offset, array.type.type, std::move(shape), std::move(strides), where, nullptr);
+    return tensor_ref{array.type.big_endian ? byte_swapped(std::move(stored)) : std::move(stored), 0};
+  }
+
+  /// The arguments behind storage, offset, size and stride: requires_grad, hooks, [dtype], [metadata].
+  result<void> check_rest(id n, const std::string& where, torch_symbol symbol, const std::vector<id>& args) const {
+    if (args.size() > 4 && doc_.kind(args[4]) != pickle_kind::boolean)
+      return fail(errc::malformed, n, where, "requires_grad is no boolean", "a boolean",
+                  std::string(name_of(doc_.kind(args[4]))));
+    if (args.size() > 5 && doc_.kind(args[5]) != pickle_kind::dict && doc_.kind(args[5]) != pickle_kind::none)
+      return fail(errc::malformed, n, where, "the hooks are no dict", "a dict or None", std::string(name_of(doc_.kind(args[5]))));
+    const std::size_t metadata = symbol == torch_symbol::tensor_v3 ? 7 : 6;
+    if (args.size() <= metadata || doc_.kind(args[metadata]) == pickle_kind::none) return {};
+    if (doc_.kind(args[metadata]) != pickle_kind::dict)
+      return fail(errc::malformed, n, where, "the tensor's metadata is no dict", "a dict",
+                  std::string(name_of(doc_.kind(args[metadata]))));
+    const std::vector<id> pairs = doc_.items(args[metadata]);
+    for (std::size_t i = 0; i + 1 < pairs.size(); i += 2) {
+      const bool off = doc_.kind(pairs[i + 1]) == pickle_kind::boolean && !doc_.boolean(pairs[i + 1]);
+      if (!off)
+        return fail(
+            errc::unsupported, n, where, "the tensor is stored with an operation to apply", "no metadata",
+            doc_.kind(pairs[i]) == pickle_kind::text ? quoted(doc_.text(pairs[i])) : std::string(name_of(doc_.kind(pairs[i]))));
+    }
+    return {};
+  }
+
+  result<const storage*> find_storage(const torch_storage_id& declared, id n, const std::string& where) {
+    const auto& key = declared.key;
+    const auto& type = declared.type;
+    const auto& view_key = declared.view_key;
+    const std::uint64_t numel = declared.numel, view_offset = declared.view_offset, view_numel = declared.view_numel;
+    if (!type)
+      return fail(errc::unsupported, n, where, "the storage's element type is not supported",
+                  "a floating, integer, boolean or complex type", quoted(declared.class_name));
+    TENSORSMITH_TRY(const storage* const whole, whole_storage(declared, n, where));
+    if (view_key.empty()) return whole;
+    if (view_offset > numel || view_numel > numel - view_offset)
+      return fail(errc::malformed, n, where, "part " + quoted(view_key) + " reaches past storage " + quoted(key),
+                  std::to_string(numel) + " elements",
+                  std::to_string(view_numel) + " from element " + std::to_string(view_offset));
+    storage part = *whole;
+    part.record.offset += view_offset * (bits_of(*type) / 8);
+    part.record.bytes = view_numel * (bits_of(*type) / 8);
+    part.numel = view_numel;
+    const auto [at, fresh] = views_.emplace(view_key, part);
+    if (!fresh && (at->second.record.offset != part.record.offset || at->second.numel != part.numel ||
+                   at->second.type != part.type || at->second.record.source != part.record.source))
+      return fail(errc::malformed, n, where, "part " + quoted(view_key) + " of a storage is declared twice in different ways",
+                  std::to_string(at->second.numel) + " elements of " + std::string(name_of(at->second.type)),
+                  std::to_string(view_numel) + " of " + std::string(name_of(*type)));
+    return &at->second;
+  }
+
+  result<const storage*> whole_storage(const torch_storage_id& declared, id n, const std::string& where) {
+    const std::string& key = declared.key;
+    const auto type = declared.type;
+    const bool untyped = declared.untyped;
+    const std::uint64_t numel = declared.numel;
+    const auto known = storages_.find(key);
+    if (known != storages_.end()) {
+      const storage& s = known->second;
+      if (s.type != *type || s.untyped != untyped || s.numel != numel)
+        return fail(errc::malformed, n, where, "storage " + quoted(key) + " is declared twice in different ways",
+                    std::to_string(s.numel) + " elements of " + std::string(name_of(s.type)),
+                    std::to_string(numel) + " of " + std::string(name_of(*type)));
+      return &s;
+    }
+    TENSORSMITH_TRY(torch_record record, declared.packed ? packed_.at(*declared.packed).second : find_(key));
+    const detail::wide_count needed = static_cast<detail::wide_count>(numel) * (bits_of(*type) / 8);
+    if (needed > record.bytes)
+      return fail(
+          errc::malformed, n, where, "storage " + quoted(key) + " is shorter than declared",
+          detail::to_text(needed) + " bytes (" + std::to_string(numel) + " elements of " + std::string(name_of(*type)) + ")",
+          std::to_string(record.bytes) + " bytes", "is the download incomplete?");
+    if (needed < record.bytes)
+      notes_.push_back({note::level::info, record.place,
+                        std::to_string(record.bytes - static_cast<std::uint64_t>(needed)) +
+                            " bytes behind the declared end of the storage are not used."});
+    stored_bytes_ += record.bytes;
+    return &storages_.emplace(key, storage{*type, untyped, numel, std::move(record)}).first->second;
+  }
+
+  /// The integers of a tuple, none negative.
+  result<std::vector<std::uint64_t>> extents(id tuple, id n, const std::string& where, const char* what) const {
+    if (doc_.kind(tuple) != pickle_kind::tuple && doc_.kind(tuple) != pickle_kind::list)
+      return fail(errc::malformed, n, where, std::string("the tensor's ") + what + " is no tuple", "a tuple of integers",
+                  std::string(name_of(doc_.kind(tuple))));
+    if (doc_.count(tuple) > limits_.rank)
+      return fail(errc::limit, n, where, "the tensor has too many dimensions", std::to_string(limits_.rank) + " at most",
+                  std::to_string(doc_.count(tuple)), "raise it with --max-rank");
+    std::vector<std::uint64_t> out;
+    for (const id item : doc_.items(tuple)) {
+      if (doc_.kind(item) != pickle_kind::integer || doc_.integer(item) < 0)
+        return fail(
+            errc::malformed, n, where, std::string("the tensor's ") + what + " is wrong", "integers from 0",
+            doc_.kind(item) == pickle_kind::integer ? std::to_string(doc_.integer(item)) : std::string(name_of(doc_.kind(item))));
+      out.push_back(static_cast<std::uint64_t>(doc_.integer(item)));
+    }
+    return out;
+  }
+
+  /// The number of elements, 0 if one size is 0. The other sizes are bounded even then: libraries multiply them as well.
+  result<std::uint64_t> count_of(id n, const std::string& where, const std::vector<std::uint64_t>& sizes) const {
+    const bool empty = std::find(sizes.begin(), sizes.end(), 0) != sizes.end();
+    detail::wide_count count = 1;
+    for (const std::uint64_t size : sizes) {
+      if (size >= limits_.elements || count * std::max<std::uint64_t>(size, 1) >= limits_.elements)
+        return fail(errc::limit, n, where, "the tensor has too many elements", "less than " + std::to_string(limits_.elements),
+                    size >= limits_.elements ? std::to_string(size) : detail::to_text(count * size),
+                    "no file this large is supported");
+      count *= std::max<std::uint64_t>(size, 1);
+    }
+    return empty ? 0 : static_cast<std::uint64_t>(count);
+  }
+
+  result<tensor_ref> view_of(id n, const std::string& where, const storage& s, dtype type, std::uint64_t offset,
+                             const std::vector<std::uint64_t>& sizes, const std::vector<std::uint64_t>& strides) {
+    if (sizes.size() != strides.size())
+      return fail(errc::malformed, n, where, "the tensor has other numbers of sizes and strides", std::to_string(sizes.size()),
+                  std::to_string(strides.size()));
+    TENSORSMITH_TRY(const std::uint64_t count, count_of(n, where, sizes));
+    const bool empty = count == 0;
+    detail::wide_count last = offset;
+    for (std::size_t i = 0; i < sizes.size() && !empty; ++i)
+      last += static_cast<detail::wide_count>(sizes[i] - 1) * strides[i];
+    const std::uint64_t elements = s.bytes() / (bits_of(type) / 8);
+    if (!empty && last >= elements)
+      return fail(errc::malformed, n, where, "the tensor reaches past its storage", "elements below " + std::to_string(elements),
+                  "element " + detail::to_text(last) + " (offset " + std::to_string(offset) + ", size " +
+                      to_string(shape_type(sizes.begin(), sizes.end())) + ", stride " +
+                      to_string(shape_type(strides.begin(), strides.end())) + ")");
+    const std::uint64_t bytes = count * (bits_of(type) / 8);
+    if (bytes > free_bytes && bytes / limits_.expansion > s.record.bytes)
+      return fail(errc::limit, n, where, "the tensor repeats its stored elements too often",
+                  "at most " + std::to_string(limits_.expansion) + " times",
+                  std::to_string(bytes) + " bytes from " + std::to_string(s.record.bytes) + " stored",
+                  "raise it with --max-expansion");
+    TENSORSMITH_CHECK(account(bytes, n, where));
+    if (big_endian_ && s.untyped && number_bytes(type) > 1)
+      return fail(errc::unsupported, n, where, "the tensor lies in an untyped storage of a big-endian file", "a typed storage",
+                  std::string(name_of(type)), "save the file again on a little-endian machine");
+    const std::uint64_t width = bits_of(type) / 8, first = s.record.offset + (empty ? 0 : offset * width);
+    if (!empty) range_ = {s.record.source.get(), first, s.record.offset + (static_cast<std::uint64_t>(last) + 1) * width, 0, {}};
+    recipe_ptr stored = strided_tensor(s.record.source, first, type, shape_type(sizes.begin(), sizes.end()),
+                                       std::vector<std::size_t>(strides.begin(), strides.end()), where, s.record.check);
+    return tensor_ref{big_endian_ ? byte_swapped(std::move(stored)) : std::move(stored), 0};
+  }
+
+  /// Many names for the same bytes must not add up to more than the file could reasonably stand for.
+  result<void> account(std::uint64_t bytes, id n, const std::string& where) {
+    produced_bytes_ += std::min(bytes, ~std::uint64_t{0} - produced_bytes_);
+    if (produced_bytes_ <= free_bytes || produced_bytes_ / limits_.expansion <= stored_bytes_) return {};
+    return fail(errc::limit, n, where, "the tensors together repeat their storages too often",
+                "at most " + std::to_string(limits_.expansion) + " times",
+                std::to_string(produced_bytes_) + " bytes from " + std::to_string(stored_bytes_) + " stored",
+                "raise it with --max-expansion");
+  }
+
+  static constexpr std::uint64_t free_bytes = 64u << 20;  // repeating is no concern below this size
+
+  const pickle_document& doc_;
+  std::string file_, entry_;
+  find_record find_;
+  limits limits_;
+  find_view find_view_;
+  unpack_storage unpack_;
+  std::map<id, std::pair<torch_storage_id, torch_record>> packed_;
+  std::shared_ptr<const byte_source> pickle_;
+  std::uint64_t pickle_offset_ = 0;
+  bool big_endian_ = false;
+  std::map<std::string, storage> storages_, views_;
+  std::map<id, std::pair<tensor_ref, range>> made_;
+  std::vector<range> ranges_;
+  range range_;  // of the tensor that is being made
+  std::vector<note> notes_;
+  std::uint64_t stored_bytes_ = 0, produced_bytes_ = 0;
+};
+
+TENSORSMITH_END_NAMESPACE
+#endif  // TENSORSMITH_HAS_FORMAT_TORCH_TENSORS_HPP
+
+#ifndef TENSORSMITH_HAS_FORMAT_TORCH_WALK_HPP
+#define TENSORSMITH_HAS_FORMAT_TORCH_WALK_HPP
+// tensorsmith/format/torch/walk.hpp: where the weights sit in a checkpoint's top-level object, and what is left out of it.
+//
+// Included by read.hpp. The walk has no recursion, refuses cycles, and looks at no more values than a pickle may have opcodes.
+
+TENSORSMITH_BEGIN_NAMESPACE
+
+/// Part of a checkpoint that was left out on purpose: "optimizer_states", "callbacks".
+struct torch_ignored {
+  std::string path;                  ///< keys from the top, joined with '/'
+  std::string kind;                  ///< "a list", "an object"
+  std::size_t tensors = 0;           ///< tensors inside
+  std::vector<std::string> classes;  ///< Python classes named inside that mean nothing here, at most 16
+
+  /// "optimizer_states: a list, 392 tensors, classes torch.optim.AdamW".
+  std::string text() const {
+    std::string out = detail::printable(path) + ": " + kind;
+    if (tensors > 0) out += ", " + std::to_string(tensors) + (tensors == 1 ? " tensor" : " tensors");
+    for (std::size_t i = 0; i < classes.size(); ++i) out += (i == 0 ? ", classes " : ", ") + classes[i];
+    return out;
+  }
+};
+
+/// What a torch checkpoint holds.
+struct torch_checkpoint {
+  catalog tensors;                     ///< in the order of the file, named below `selected`
+  std::string selected;                ///< path of the dict the tensors come from: "state_dict"; empty for the top
+  std::vector<torch_ignored> ignored;  ///< everything that is neither tensor nor scalar
+  std::vector<std::pair<std::string, json_value>> scalars;  ///< "global_step" → 470000; numpy scalars become numbers
+  std::vector<note> notes;
+};
+
+namespace detail {
+
+/// Finds the weights in the values of a pickle.
+class torch_walk {
+ public:
+  using id = pickle_document::id;
+  static constexpr id none = pickle_document::nothing;
+  torch_walk(const pickle_document& doc, torch_tensors& tensors, std::string file, std::string entry, const limits& bounds)
+      : doc_(doc), tensors_(tensors), file_(std::move(file)), entry_(std::move(entry)), limits_(bounds) {}
+
+  /// `select`: path of the dict to read, keys joined with '/'; empty to find it.
+  result<torch_checkpoint> run(std::string_view select) {
+    id node = doc_.root();
+    TENSORSMITH_TRY(node, select.empty() ? find_weights(node) : follow(node, select));
+    out_.selected = path_;
+    TENSORSMITH_CHECK(visit(node, {}, path_));
+    while (!frames_.empty()) TENSORSMITH_CHECK(next());
+    if (out_.tensors.empty())
+      return fail(errc::unsupported, doc_.root(), "the checkpoint holds no tensors", "a dict of tensors",
+                  doc_.kind(doc_.root()) == pickle_kind::dict ? "keys " + keys_of(doc_.root()) : describe(doc_.root()));
+    return std::move(out_);
+  }
+
+ private:
+  struct frame {
+    id owner;
+    std::vector<id> items;  // key, value, … or values
+    bool pairs;
+    std::size_t at = 0;
+    std::string prefix;  // of tensor names, with its dot
+    std::string path;    // from the top, for messages
+  };
+
+  failure fail(errc code, id n, std::string what, std::string expected = {}, std::string found = {},
+               std::string advice = {}) const {
+    return failure{.code = code,
+                   .what = std::move(what),
+                   .file = file_,
+                   .place = entry_ + ", byte offset " + std::to_string(doc_.at(n)),
+                   .expected = std::move(expected),
+                   .found = std::move(found),
+                   .advice = std::move(advice)};
+  }
+  std::string describe(id n) const {
+    return doc_.kind(n) == pickle_kind::object ? doc_.class_of(n) : std::string(name_of(doc_.kind(n)));
+  }
+  std::string keys_of(id dict) const {
+    std::string out;
+    const std::vector<id> pairs = doc_.items(dict);
+    for (std::size_t i = 0; i < std::min<std::size_t>(pairs.size(), 20); i += 2)
+      out += (i ? ", " : "") + (doc_.kind(pairs[i]) == pickle_kind::text ? quoted(doc_.text(pairs[i])) : describe(pairs[i]));
+    return pairs.empty() ? "none" : pairs.size() > 20 ? out + ", …" : out;
+  }
+  std::string key_text(id key) const {
+    switch (doc_.kind(key)) {
+      case pickle_kind::text:
+        return std::string(doc_.text(key));
+      case pickle_kind::integer:
+        return "<" + std::to_string(doc_.integer(key)) + ">";
+      case pickle_kind::global:
+        return "<" + doc_.full_name(key) + ">";
+      default:
+        return "<" + describe(key) + ">";
+    }
+  }
+  static std::string joined(const std::string& path, const std::string& key) { return path.empty() ? key : path + "/" + key; }
+
+  // --- choosing --------------------------------------------------------------------------------------------------------
+
+  /// The value of a text key, or none.
+  id value_of(id dict, std::string_view key) const {
+    id found = none;
+    doc_.each_pair(dict, [&](id k, id value) {
+      if (doc_.is_text(k, key)) found = value;
+    });
+    return found;
+  }
+
+  result<id> find_weights(id node) {
+    constexpr std::string_view wrappers[] = {"model", "net", "params", "params_ema", "generator", "module"};
+    for (std::uint64_t depth = 0; depth < limits_.pickle_depth && doc_.kind(node) == pickle_kind::dict; ++depth) {
+      std::string key = "state_dict";
+      id inner = value_of(node, key);
+      if (inner == none || (doc_.kind(inner) != pickle_kind::dict && !is_module(inner))) {
+        inner = none;
+        bool here = false;
+        doc_.each_pair(node, [&](id, id value) { here = here || torch_tensors::is_torch_tensor(doc_, value); });
+        if (here) return node;
+        for (const std::string_view wrapper : wrappers) {
+          const id value = value_of(node, wrapper);
+          if (value == none || (doc_.kind(value) != pickle_kind::dict && !is_module(value))) continue;
+          TENSORSMITH_TRY(const std::size_t held, survey(value, nullptr));
+          if (held == 0) continue;
+          inner = value;
+          key = wrapper;
+          break;
+        }
+      }
+      if (inner == none) return node;
+      TENSORSMITH_CHECK(descend(node, key, inner));
+      node = inner;
+    }
+    return node;
+  }
+
+  result<id> follow(id node, std::string_view select) {
+    for (std::size_t at = 0; at <= select.size();) {
+      const std::size_t end = std::min(select.find('/', at), select.size());
+      const std::string key(select.substr(at, end - at));
+      const id inner = doc_.kind(node) == pickle_kind::dict ? value_of(node, key) : none;
+      if (inner == none)
+        return fail(errc::usage, node, "there is no " + quoted(key) + " to select",
+                    doc_.kind(node) == pickle_kind::dict ? "one of " + keys_of(node) : "a dict", quoted(select));
+      TENSORSMITH_CHECK(descend(node, key, inner));
+      node = inner;
+      at = end + 1;
+    }
+    return node;
+  }
+
+  /// Goes into `key` of a dict and lists what is beside it.
+  result<void> descend(id dict, const std::string& key, id inner) {
+    const std::vector<id> pairs = doc_.items(dict);
+    for (std::size_t i = 0; i + 1 < pairs.size(); i += 2) {
+      if (pairs[i + 1] == inner && doc_.is_text(pairs[i], key)) continue;
+      TENSORSMITH_CHECK(set_aside(pairs[i + 1], joined(path_, key_text(pairs[i]))));
+    }
+    path_ = joined(path_, key);
+    return {};
+  }
+
+  // --- leaving out -----------------------------------------------------------------------------------------------------
+
+  result<void> spend(id n) {
+    if (++visits_ <= limits_.pickle_opcodes) return {};
+    return fail(errc::limit, n, "the checkpoint's values are shared so often that walking them takes too long",
+                std::to_string(limits_.pickle_opcodes) + " steps at most", "more", "raise it with --max-pickle-opcodes");
+  }
+  /// Counts the tensors in a value, each shared value once; collects the unknown classes.
+  result<std::size_t> survey(id start, std::vector<std::string>* classes) {
+    if (seen_.size() != doc_.size()) seen_.assign(doc_.size(), 0);
+    ++epoch_;
+    std::size_t tensors = 0;
+    std::vector<id> open{start};
+    seen_[start] = epoch_;
+    while (!open.empty()) {
+      const id n = open.back();
+      open.pop_back();
+      TENSORSMITH_CHECK(spend(n));
+      if (torch_tensors::is_tensor(doc_, n)) {
+        ++tensors;
+        continue;
+      }
+      if (classes && doc_.kind(n) == pickle_kind::global && doc_.symbol(n) == torch_symbol::unknown && classes->size() < 16) {
+        const std::string name = doc_.full_name(n);
+        const std::string shown = quoted(name) == "'" + name + "'" ? name : quoted(name);
+        if (std::find(classes->begin(), classes->end(), shown) == classes->end()) classes->push_back(shown);
+      }
+      for (const id child : doc_.children(n))
+        if (seen_[child] != epoch_) {
+          seen_[child] = epoch_;
+          open.push_back(child);
+        }
+    }
+    return tensors;
+  }
+  result<void> set_aside(id value, const std::string& path) {
+    if (auto scalar = scalar_of(value)) {
+      const std::string* text = scalar->as_string();
+      TENSORSMITH_CHECK(afford(value, sizeof(out_.scalars[0]) + path.size() + (text ? text->size() : 0)));
+      out_.scalars.emplace_back(path, std::move(*scalar));
+      return {};
+    }
+    torch_ignored left{path, std::string(name_of(doc_.kind(value))), 0, {}};
+    if (doc_.kind(value) == pickle_kind::object) left.kind += " of " + quoted(doc_.class_of(value));
+    TENSORSMITH_TRY(left.tensors, survey(value, &left.classes));
+    std::size_t bytes = sizeof left + path.size() + left.kind.size();
+    for (const std::string& name : left.classes) bytes += sizeof name + name.size();
+    TENSORSMITH_CHECK(afford(value, bytes));
+    out_.ignored.push_back(std::move(left));
+    return {};
+  }
+  /// What is listed beside the tensors must stay small, however often a small file repeats itself.
+  result<void> afford(id value, std::size_t bytes) {
+    constexpr std::uint64_t most = 32u << 20;  // a vocabulary of 250,000 words
+    left_out_bytes_ += bytes;
+    if (left_out_bytes_ <= most) return {};
+    return fail(errc::limit, value, "the checkpoint has too much beside its tensors", std::to_string(most) + " bytes of names and values at most",
+                "more", "no program writes such files");
+  }
+
+  std::optional<json_value> scalar_of(id n) const {
+    switch (doc_.kind(n)) {
+      case pickle_kind::none:
+        return json_value();
+      case pickle_kind::boolean:
+        return json_value(doc_.boolean(n));
+      case pickle_kind::integer:
+        return json_value(doc_.integer(n));
+      case pickle_kind::real:
+        return json_value(doc_.real(n));
+      case pickle_kind::text:
+        return json_value(doc_.text(n));
+      case pickle_kind::object:
+        return doc_.maker(n) == torch_symbol::numpy_scalar ? numpy_scalar_of(doc_, n) : std::nullopt;
+      default:
+        return std::nullopt;
+    }
+  }
+  // --- walking ---------------------------------------------------------------------------------------------------------
+
+  /// A dict of plain values so long that nobody wants each of them listed: a vocabulary.
+  bool is_table(id dict) const {
+    if (doc_.count(dict) < 2000) return false;
+    bool plain = true;
+    doc_.each_pair(dict, [&](id, id value) { plain = plain && doc_.children(value).empty(); });
+    return plain;
+  }
+  /// A whole module that was pickled: an object whose state has _parameters and _modules.
+  bool is_module(id n) const {
+    if (doc_.kind(n) != pickle_kind::object || doc_.maker(n) != torch_symbol::unknown) return false;
+    const id state = doc_.state(n);
+    if (state == pickle_document::nothing || doc_.kind(state) != pickle_kind::dict) return false;
+    const id parameters = value_of(state, "_parameters"), modules = value_of(state, "_modules");
+    return parameters != none && modules != none && doc_.kind(parameters) == pickle_kind::dict &&
+           doc_.kind(modules) == pickle_kind::dict;
+  }
+
+  result<void> enter(id owner, std::vector<id> items, bool pairs, std::string prefix, std::string path) {
+    for (const frame& f : frames_)
+      if (f.owner == owner)
+        return fail(errc::malformed, owner, "the value at " + quoted(path) + " contains itself", "no cycle",
+                    f.path.empty() ? "the top-level value" : quoted(f.path));
+    if (frames_.size() >= limits_.pickle_depth)
+      return fail(errc::limit, owner, "the checkpoint nests too deep", std::to_string(limits_.pickle_depth) + " levels at most",
+                  "more", "raise it with --max-pickle-depth");
+    frames_.push_back(frame{owner, std::move(items), pairs, 0, std::move(prefix), std::move(path)});
+    return {};
+  }
+
+  result<void> next() {
+    frame& top = frames_.back();
+    if (top.at >= top.items.size()) {
+      frames_.pop_back();
+      return {};
+    }
+    if (!top.pairs) {
+      const std::string index = std::to_string(top.at);
+      return visit(top.items[top.at++], top.prefix + index, joined(top.path, index));
+    }
+    const id key = top.items[top.at], value = top.items[top.at + 1];
+    top.at += 2;
+    const std::string path = joined(top.path, key_text(key));
+    if (doc_.kind(key) != pickle_kind::text) return set_aside(value, path);
+    const std::string_view name = doc_.text(key);
+    std::size_t bad = 0;
+    if (!is_utf8(name, bad))
+      return fail(errc::malformed, key, "a name is no UTF-8", "UTF-8", quoted(name) + ", wrong at byte " + std::to_string(bad));
+    if (top.prefix.size() + name.size() > limits_.name_bytes)
+      return fail(errc::limit, key, "a name is too long", std::to_string(limits_.name_bytes) + " bytes at most",
+                  std::to_string(top.prefix.size() + name.size()), "raise it with --max-name");
+    return visit(value, top.prefix + std::string(name), path);
+  }
+
+  result<void> visit(id value, std::string name, const std::string& path) {
+    TENSORSMITH_CHECK(spend(value));
+    if (torch_tensors::is_tensor(doc_, value)) {
+      if (out_.tensors.size() >= limits_.tensors)
+        return fail(errc::limit, value, "the checkpoint has too many tensors", std::to_string(limits_.tensors) + " at most",
+                    "more", "raise it with --max-tensors");
+      if (name.empty() && frames_.empty()) name = "tensor";
+      TENSORSMITH_TRY(tensor_ref tensor, tensors_.make(value, path.empty() ? name : path));
+      return out_.tensors.add(std::move(name), std::move(tensor), file_ + ": " + detail::printable(path));
+    }
+    const std::string prefix = name.empty() ? name : name + ".";
+    switch (doc_.kind(value)) {
+      case pickle_kind::dict:
+        if (is_table(value)) return set_aside(value, path);
+        return enter(value, doc_.items(value), true, prefix, path);
+      case pickle_kind::list:
+      case pickle_kind::tuple: {
+        TENSORSMITH_TRY(const std::size_t held, survey(value, nullptr));
+        if (held > 0) return enter(value, doc_.items(value), false, prefix, path);
+        return set_aside(value, path);
+      }
+      case pickle_kind::object: {
+        if (is_module(value)) return visit_module(value, prefix, path);
+        std::vector<std::string> classes;
+        TENSORSMITH_TRY(const std::size_t held, survey(value, &classes));
+        if (held > 0)
+          return fail(errc::unsupported, value,
+                      std::to_string(held) + (held == 1 ? " tensor lies" : " tensors lie") + " inside an opaque object at " +
+                          quoted(path),
+                      "a dict of tensors", quoted(doc_.class_of(value)), "save the state_dict of the model alone");
+        return set_aside(value, path);
+      }
+      default:
+        return set_aside(value, path);
+    }
+  }
+
+  /// Parameters, buffers and submodules of a pickled module, under the names its state_dict would have.
+  result<void> visit_module(id module, const std::string& prefix, const std::string& path) {
+    const id state = doc_.state(module);
+    std::vector<id> items = doc_.items(value_of(state, "_parameters"));
+    std::vector<std::string_view> transient;
+    if (const id names = value_of(state, "_non_persistent_buffers_set"); names != none && doc_.kind(names) == pickle_kind::set)
+      for (const id n : doc_.items(names))
+        if (doc_.kind(n) == pickle_kind::text) transient.push_back(doc_.text(n));
+    if (const id buffers = value_of(state, "_buffers"); buffers != none && doc_.kind(buffers) == pickle_kind::dict) {
+      const std::vector<id> pairs = doc_.items(buffers);
+      for (std::size_t i = 0; i + 1 < pairs.size(); i += 2) {
+        const bool kept = doc_.kind(pairs[i]) != pickle_kind::text ||
+                          std::find(transient.begin(), transient.end(), doc_.text(pairs[i])) == transient.end();
+        if (kept)
+          items.insert(items.end(), {pairs[i], pairs[i + 1]});
+        else
+          TENSORSMITH_CHECK(set_aside(pairs[i + 1], joined(path, key_text(pairs[i]))));
+      }
+    }
+    const std::vector<id> modules = doc_.items(value_of(state, "_modules"));
+    items.insert(items.end(), modules.begin(), modules.end());
+    std::vector<id> present;
+    for (std::size_t i = 0; i + 1 < items.size(); i += 2)
+      if (doc_.kind(items[i + 1]) != pickle_kind::none) present.insert(present.end(), {items[i], items[i + 1]});
+    return enter(module, std::move(present), true, prefix, path);
+  }
+
+  const pickle_document& doc_;
+  torch_tensors& tensors_;
+  std::string file_, entry_;
+  limits limits_;
+  torch_checkpoint out_;
+  std::string path_;
+  std::vector<frame> frames_;
+  std::vector<std::uint32_t> seen_;
+  std::uint32_t epoch_ = 0;
+  std::uint64_t visits_ = 0, left_out_bytes_ = 0;
+};
+
+}  // namespace detail
+
+TENSORSMITH_END_NAMESPACE
+#endif  // TENSORSMITH_HAS_FORMAT_TORCH_WALK_HPP
+
+#ifndef TENSORSMITH_HAS_FORMAT_TORCH_LEGACY_HPP
+#define TENSORSMITH_HAS_FORMAT_TORCH_LEGACY_HPP
+// tensorsmith/format/torch/legacy.hpp: checkpoints of torch 0.1.10 to 1.5: five pickles one behind the other, then raw storages.
+//
+// Included by read.hpp. Storages stay where they are; only the pickles and the eight bytes before each storage are read. Storages
+// are little-endian on every host: torch has always written them so, whatever the file says of the machine that wrote it.
+
+TENSORSMITH_BEGIN_NAMESPACE
+namespace detail {
+
+/// Bytes of the first pickle of a legacy stream, the number 0x1950A86A20F9469CFC6C; 0 if the text does not start with it. torch.save takes
+/// a protocol from 2 to 5; from 4 on the number lies in a frame.
+inline std::size_t legacy_magic_bytes(std::string_view text) noexcept {
+  constexpr std::string_view number("\x8A\x0A\x6C\xFC\x9C\x46\xF9\x20\x6A\xA8\x50\x19\x2E", 13), frame("\x95\x0D\0\0\0\0\0\0\0", 9);
+  if (text.size() < 2 || text[0] != '\x80' || text[1] < 2 || text[1] > 5) return 0;
+  std::size_t at = 2;
+  if (text.substr(at, frame.size()) == frame) at += frame.size();
+  return text.substr(at, number.size()) == number ? at + number.size() : 0;
+}
+
+/// Bytes of one element of a storage class ("torch.QInt8Storage"), quantized ones too; 0 if elements share bytes.
+inline std::uint64_t storage_unit(const torch_storage_id& declared) noexcept {
+  if (declared.type) return bits_of(*declared.type) / 8;
+  const std::string_view name = declared.class_name;
+  const auto ends_with = [&](std::string_view end) { return name.size() >= end.size() && name.substr(name.size() - end.size()) == end; };
+  if (ends_with("QInt32Storage")) return 4;
+  return ends_with("QInt8Storage") || ends_with("QUInt8Storage") ? 1 : 0;
+}
+
+inline std::string shown_value(const pickle_document& doc, pickle_document::id n) {
+  return doc.kind(n) == pickle_kind::integer ? std::to_string(doc.integer(n)) : std::string(name_of(doc.kind(n)));
+}
+
+/// Checks what a file says of the machine that wrote it. torch ignores it; a file that says what no torch ever said is none of its.
+/// A big-endian machine is only noted. @fails malformed (no dict), unsupported (another protocol, other sizes, fields missing)
+inline result<void> check_torch_system(const pickle_document& doc, std::int64_t version, const std::string& file,
+                                       const std::string& place, std::vector<note>& notes) {
+  using id = pickle_document::id;
+  const auto value = [&](id dict, std::string_view key) {
+    id found = pickle_document::nothing;
+    const std::vector<id> pairs = doc.items(dict);
+    for (std::size_t i = 0; i + 1 < pairs.size(); i += 2)
+      if (doc.is_text(pairs[i], key)) found = pairs[i + 1];
+    return found;
+  };
+  const auto refuse = [&](errc code, std::string what, std::string expected, id n) {
+    return failure{.code = code, .what = std::move(what), .file = file, .place = place, .expected = std::move(expected),
+                   .found = n == pickle_document::nothing ? "nothing" : shown_value(doc, n)};
+  };
+  const auto unknown = [&](const char* field, std::string expected, id n) {
+    return refuse(errc::unsupported, "the file describes a system that torch does not know, by " + quoted(field),
+                  std::move(expected), n);
+  };
+  const auto is_kind = [&](id n, pickle_kind kind) { return n != pickle_document::nothing && doc.kind(n) == kind; };
+  const auto is_number = [&](id n, std::int64_t number) {
+    return is_kind(n, pickle_kind::integer) && doc.integer(n) == number;
+  };
+  if (doc.kind(doc.root()) != pickle_kind::dict)
+    return refuse(errc::malformed, "the pickle does not describe a system", "a dict", doc.root());
+  const id protocol = value(doc.root(), "protocol_version"), little = value(doc.root(), "little_endian"),
+           sizes = value(doc.root(), "type_sizes");
+  if (!is_number(protocol, version)) return unknown("protocol_version", std::to_string(version), protocol);
+  if (!is_kind(little, pickle_kind::boolean)) return unknown("little_endian", "a boolean", little);
+  if (!is_kind(sizes, pickle_kind::dict)) return unknown("type_sizes", "a dict", sizes);
+  struct row {
+    const char *name, *expected;
+    std::int64_t one, other;  // torch has always written 4 for long, which is its size in Python's standard layout
+  };
+  for (const row& r : {row{"short", "2", 2, 2}, row{"int", "4", 4, 4}, row{"long", "4 or 8", 4, 8}}) {
+    const id n = value(sizes, r.name);
+    if (!is_number(n, r.one) && !is_number(n, r.other)) return unknown(r.name, r.expected, n);
+  }
+  if (!doc.boolean(little))
+    notes.push_back({note::level::info, file,
+                     "The file was written on a big-endian machine; its storages are little-endian, as torch writes them everywhere."});
+  return {};
+}
+
+/// One reading of a legacy stream. @pre the file starts with the magic number
+class torch_legacy_reader {
+ public:
+  torch_legacy_reader(const std::shared_ptr<const byte_source>& file, const limits& bounds)
+      : torch_legacy_reader(file, bounds, 0, file->size()) {}
+  /// A stream that lies in bytes [begin, end) of a file.
+  torch_legacy_reader(std::shared_ptr<const byte_source> file, const limits& bounds, std::uint64_t begin, std::uint64_t end)
+      : file_(std::move(file)), limits_(bounds), begin_(begin), end_(end), pickles_(file_, begin, end, bounds, 64u << 10) {}
+
+  result<torch_checkpoint> read(std::string_view select) {
+    const std::string place = "object pickle";
+    TENSORSMITH_TRY(const pickle_document doc, read_front());
+    const std::uint64_t window = pickles_.window_offset();
+    TENSORSMITH_CHECK(find_storages());
+    torch_tensors tensors(
+        doc, file_->name(), place, [this](std::string_view key) { return record(key); }, limits_);
+    tensors.pickle_lies_in(file_, window);
+    TENSORSMITH_TRY(torch_checkpoint out, torch_walk(doc, tensors, file_->name(), place, limits_).run(select));
+    tensors.note_shared_bytes();
+    note_unused(tensors);
+    notes_.insert(notes_.end(), tensors.notes().begin(), tensors.notes().end());
+    out.notes = std::move(notes_);
+    return out;
+  }
+
+  /// Reads a stream whose object is a storage.
+  result<std::pair<torch_storage_id, torch_record>> read_storage() {
+    TENSORSMITH_TRY(const pickle_document doc, read_front());
+    if (doc.kind(doc.root()) != pickle_kind::storage)
+      return fail(errc::malformed, "object pickle", "the packed storage is something else", "a storage", shown_value(doc, doc.root()));
+    TENSORSMITH_CHECK(find_storages());
+    torch_storage_id declared = storage_of(doc, doc.root());
+    TENSORSMITH_TRY(torch_record found, record(declared.key));
+    return std::pair(std::move(declared), std::move(found));
+  }
+
+ private:
+  using id = pickle_document::id;
+  struct stored {
+    torch_storage_id declared;
+    std::uint64_t offset = 0, bytes = 0;
+    bool found = false;
+  };
+
+  /// Everything before the list of keys; returns the object.
+  result<pickle_document> read_front() {
+    std::array<char, 24> head{};
+    const auto start = std::span(head).first(static_cast<std::size_t>(std::min<std::uint64_t>(head.size(), end_ - begin_)));
+    TENSORSMITH_CHECK(file_->read_at(begin_, std::as_writable_bytes(start)));
+    const std::size_t magic = legacy_magic_bytes({start.data(), start.size()});
+    if (magic == 0)
+      return fail(errc::unsupported, "byte offset " + std::to_string(begin_), "there is no legacy stream", "torch's magic number",
+                  std::to_string(end_ - begin_) + " other bytes");
+    pickles_.go_to(begin_ + magic);
+    TENSORSMITH_CHECK(check_protocol());
+    TENSORSMITH_CHECK(check_system());
+    TENSORSMITH_TRY(pickle_document doc, pickles_.next("object pickle", persistent_ids::storage_views));
+    TENSORSMITH_CHECK(declare_storages(doc));
+    return doc;
+  }
+
+  failure fail(errc code, std::string place, std::string what, std::string expected, std::string found,
+               std::string advice = {}) const {
+    return failure{.code = code,
+                   .what = std::move(what),
+                   .file = file_->name(),
+                   .place = std::move(place),
+                   .expected = std::move(expected),
+                   .found = std::move(found),
+                   .advice = std::move(advice)};
+  }
+
+  result<void> check_protocol() {
+    const std::string place = "byte offset " + std::to_string(pickles_.at());
+    TENSORSMITH_TRY(const pickle_document doc, pickles_.next("protocol pickle", persistent_ids::none));
+    const id n = doc.root();
+    if (doc.kind(n) == pickle_kind::integer && doc.integer(n) == 1001) return {};
+    return fail(errc::unsupported, place, "the protocol of the legacy stream is not known", "1001", shown_value(doc, n));
+  }
+
+  result<void> check_system() {
+    const std::string place = "byte offset " + std::to_string(pickles_.at());
+    TENSORSMITH_TRY(const pickle_document doc, pickles_.next("system pickle", persistent_ids::none));
+    return check_torch_system(doc, 1001, file_->name(), place, notes_);
+  }
+
+  /// Collects every storage that the pickle names anywhere: each of them takes up room in the file.
+  result<void> declare_storages(const pickle_document& doc) {
+    for (id n = 0; n < doc.size(); ++n) {
+      if (doc.kind(n) != pickle_kind::storage) continue;
+      torch_storage_id declared = storage_of(doc, n);
+      const auto [at, fresh] = storages_.try_emplace(declared.key);
+      if (fresh) {
+        at->second.declared = std::move(declared);
+        continue;
+      }
+      const torch_storage_id& before = at->second.declared;
+      if (before.class_name != declared.class_name || before.numel != declared.numel)
+        return fail(errc::malformed, "object pickle, byte offset " + std::to_string(doc.at(n)),
+                    "storage " + quoted(declared.key) + " is declared twice in different ways",
+                    std::to_string(before.numel) + " elements of " + quoted(before.class_name),
+                    std::to_string(declared.numel) + " of " + quoted(declared.class_name));
+    }
+    return {};
+  }
+
+  /// Reads the list of keys and walks over the storages, which follow in its order.
+  result<void> find_storages() {
+    TENSORSMITH_TRY(const pickle_document doc, pickles_.next("key pickle", persistent_ids::none));
+    if (doc.kind(doc.root()) != pickle_kind::list)
+      return fail(errc::malformed, "key pickle", "the storage keys are no list", "a list", shown_value(doc, doc.root()));
+    std::uint64_t at = pickles_.at();
+    const std::uint64_t size = end_;
+    std::size_t found = 0;
+    for (const id n : doc.items(doc.root())) {
+      if (doc.kind(n) != pickle_kind::text)
+        return fail(errc::malformed, "key pickle", "a storage key is no string", "a string", shown_value(doc, n));
+      const std::string key(doc.text(n)), place = "storage " + quoted(key);
+      const auto known = storages_.find(key);
+      if (known == storages_.end())
+        return fail(errc::malformed, place, "the list of keys names a storage that the pickle does not", "a key of the pickle",
+                    quoted(key));
+      stored& s = known->second;
+      if (s.found) return fail(errc::malformed, place, "the list of keys names the storage twice", "once", "twice");
+      s.found = true;
+      ++found;
+      const std::uint64_t unit = storage_unit(s.declared);
+      if (unit == 0)
+        return fail(errc::unsupported, place, "the storage's element type is not supported", "a type of whole bytes",
+                    quoted(s.declared.class_name));
+      if (size - at < 8)
+        return fail(errc::malformed, place, "the file ends before the storage", "8 bytes at byte offset " + std::to_string(at),
+                    std::to_string(size - at), "is the download incomplete?");
+      std::byte head[8];
+      TENSORSMITH_CHECK(file_->read_at(at, head));
+      std::uint64_t numel = 0;
+      for (std::size_t i = 8; i-- > 0;) numel = (numel << 8) | std::to_integer<std::uint64_t>(head[i]);
+      if (numel != s.declared.numel)
+        return fail(errc::malformed, place + ", byte offset " + std::to_string(at),
+                    "the storage has another number of elements than the pickle says", std::to_string(s.declared.numel),
+                    std::to_string(static_cast<std::int64_t>(numel)));
+      at += 8;
+      if (numel > (size - at) / unit)
+        return fail(errc::malformed, place, "the file ends inside the storage",
+                    to_text(static_cast<wide_count>(numel) * unit) + " bytes at byte offset " + std::to_string(at),
+                    std::to_string(size - at), "is the download incomplete?");
+      s.offset = at;
+      s.bytes = numel * unit;
+      at += s.bytes;
+    }
+    if (found != storages_.size())
+      for (const auto& [key, s] : storages_)
+        if (!s.found)
+          return fail(errc::malformed, "storage " + quoted(key), "the list of keys lacks a storage of the pickle",
+                      std::to_string(storages_.size()) + " keys", std::to_string(found));
+    if (at != size)
+      return fail(errc::malformed, "byte offset " + std::to_string(at), "bytes follow the last storage", "the end of the file",
+                  std::to_string(size - at) + " bytes");
+    return {};
+  }
+
+  result<torch_record> record(std::string_view key) const {
+    const auto at = storages_.find(std::string(key));  // every storage of the pickle is there
+    if (at == storages_.end())
+      return fail(errc::internal, "storage " + quoted(key), "the storage was not found", "a storage of the pickle", "none");
+    return torch_record{file_, at->second.offset, at->second.bytes, nullptr, "storage " + quoted(key)};
+  }
+
+  void note_unused(const torch_tensors& tensors) {
+    const std::vector<std::string> used = tensors.used_keys();
+    std::size_t count = 0;
+    std::uint64_t bytes = 0;
+    for (const auto& [key, s] : storages_) {
+      if (std::binary_search(used.begin(), used.end(), key)) continue;
+      ++count;
+      bytes += s.bytes;
+    }
+    if (count > 0)
+      notes_.push_back({note::level::info, file_->name(),
+                        std::to_string(count) + (count == 1 ? " storage (" : " storages (") + std::to_string(bytes) +
+                            " bytes) for no tensor that is read"});
+  }
+
+  std::shared_ptr<const byte_source> file_;
+  limits limits_;
+  std::uint64_t begin_, end_;
+  pickle_stream pickles_;
+  std::map<std::string, stored> storages_;
+  std::vector<note> notes_;
+};
+
+}  // namespace detail
+TENSORSMITH_END_NAMESPACE
+#endif  // TENSORSMITH_HAS_FORMAT_TORCH_LEGACY_HPP
+
+#ifndef TENSORSMITH_HAS_FORMAT_TORCH_BARE_HPP
+#define TENSORSMITH_HAS_FORMAT_TORCH_BARE_HPP
+// tensorsmith/format/torch/bare.hpp: a file that is one pickle and nothing else: dicts of numpy arrays or of tensors, as
+// pickle.dump writes them.
+//
+// Included by read.hpp.
+
+TENSORSMITH_BEGIN_NAMESPACE
+namespace detail {
+
+/// Reads a pickle of protocol 2 to 5 that ends with the file. Arrays of numbers are read from where they lie in it, and so are
+/// tensors, whose storages pickle.dump packs into bytes that torch.save wrote.
+inline result<torch_checkpoint> read_bare_pickle(const std::shared_ptr<const byte_source>& file, const limits& bounds,
+                                                 std::string_view select) {
+  pickle_stream pickles(file, 0, file->size(), bounds, 64u << 10);
+  TENSORSMITH_TRY(const pickle_document doc, pickles.next({}, persistent_ids::none));
+  if (pickles.at() != file->size())
+    return failure{.code = errc::malformed,
+                   .what = std::to_string(file->size() - pickles.at()) + " trailing bytes follow STOP",
+                   .file = file->name(),
+                   .place = "byte offset " + std::to_string(pickles.at()),
+                   .expected = "the end of the file",
+                   .found = std::to_string(file->size() - pickles.at()) + " bytes"};
+  torch_tensors tensors(
+      doc, file->name(), "pickle",
+      [&](std::string_view key) -> result<torch_record> {
+        return failure{.code = errc::internal, .what = "a bare pickle has no storages", .file = file->name(), .place = quoted(key)};
+      },
+      bounds);
+  tensors.pickle_lies_in(file, pickles.window_offset());
+  tensors.packed_storages_mean([&](std::shared_ptr<const byte_source> source, std::uint64_t begin, std::uint64_t end) {
+    return torch_legacy_reader(std::move(source), bounds, begin, end).read_storage();
+  });
+  TENSORSMITH_TRY(torch_checkpoint out, torch_walk(doc, tensors, file->name(), "pickle", bounds).run(select));
+  tensors.note_shared_bytes();
+  out.notes = tensors.notes();
+  return out;
+}
+
+}  // namespace detail
+TENSORSMITH_END_NAMESPACE
+#endif  // TENSORSMITH_HAS_FORMAT_TORCH_BARE_HPP
+
+#ifndef TENSORSMITH_HAS_FORMAT_TORCH_TAG_HPP
+#define TENSORSMITH_HAS_FORMAT_TORCH_TAG_HPP
+// tensorsmith/format/torch/tag.hpp: the tag of files that torch.save writes. Include this to name the format.
+
+TENSORSMITH_BEGIN_NAMESPACE
+namespace tags {
+
+/// A checkpoint written by torch.save: .pt, .pth, .ckpt, .bin.
+struct torch_file {};
+
+}  // namespace tags
+TENSORSMITH_END_NAMESPACE
+#endif  // TENSORSMITH_HAS_FORMAT_TORCH_TAG_HPP
+
+#ifndef TENSORSMITH_HAS_FORMAT_TORCH_TAR_HPP
+#define TENSORSMITH_HAS_FORMAT_TORCH_TAR_HPP
+// tensorsmith/format/torch/tar.hpp: checkpoints of torch up to 0.1.9: a tar archive of sys_info, pickle, tensors and storages.
+//
+// Included by read.hpp. Members are found by their headers and read where they lie; nothing is ever extracted. An archive with
+// links, folders, paths or other members is refused.
+
+TENSORSMITH_BEGIN_NAMESPACE
+namespace detail {
+
+/// Where a member of a tar archive lies.
+struct tar_member {
+  std::uint64_t offset = 0, bytes = 0;
+};
+
+/// Reads the headers of a tar archive that holds nothing but torch's four members.
+class tar_reader {
+ public:
+  explicit tar_reader(const byte_source& file) : file_(file) {}
+
+  result<std::map<std::string, tar_member>> read() {
+    std::map<std::string, tar_member> members;
+    std::uint64_t at = 0;
+    for (;;) {
+      std::array<std::byte, 512> head{};
+      TENSORSMITH_TRY(const bool more, read_header(at, head));
+      if (!more) break;
+      TENSORSMITH_TRY(const std::uint64_t size, size_of(at, head));
+      const char kind = static_cast<char>(head[156]);
+      const std::string name = text(head, 0, 100);
+      if (kind == 'x') {
+        TENSORSMITH_CHECK(read_extended(at, size));
+      } else {
+        TENSORSMITH_CHECK(check_member(at, head, kind, name));
+        const std::uint64_t bytes = std::exchange(pax_size_, std::nullopt).value_or(size);
+        TENSORSMITH_CHECK(fits(at, bytes));
+        if (!members.emplace(name, tar_member{at + 512, bytes}).second)
+          return fail(errc::malformed, at, "the tar archive has two members of one name", "one", quoted(name));
+        at += 512 + padded(bytes);
+        pending_ = false;
+        continue;
+      }
+      at += 512 + padded(size);
+    }
+    if (pending_) return fail(errc::malformed, at, "an extended header describes no member", "a member", "the end");
+    return members;
+  }
+
+ private:
+  static std::uint64_t padded(std::uint64_t bytes) noexcept { return (bytes + 511) / 512 * 512; }
+  failure fail(errc code, std::uint64_t at, std::string what, std::string expected, std::string found) const {
+    return failure{.code = code,
+                   .what = std::move(what),
+                   .file = file_.name(),
+                   .place = "byte offset " + std::to_string(at),
+                   .expected = std::move(expected),
+                   .found = std::move(found)};
+  }
+  static std::string text(std::span<const std::byte> head, std::size_t from, std::size_t most) {
+    std::string out(reinterpret_cast<const char*>(head.data() + from), most);
+    out.resize(std::min(out.find('\0'), out.size()));
+    return out;
+  }
+
+  /// False at the end of the archive: a block of zeros with nothing but zeros behind it.
+  result<bool> read_header(std::uint64_t at, std::array<std::byte, 512>& head) const {
+    if (at >= file_.size() || file_.size() - at < 512)
+      return fail(errc::malformed, at, "the tar archive has no end", "512 bytes of a header, or of zeros",
+                  std::to_string(at >= file_.size() ? 0 : file_.size() - at) + " bytes");
+    TENSORSMITH_CHECK(file_.read_at(at, head));
+    const auto is_zero = [](std::byte b) { return b == std::byte{0}; };
+    if (std::all_of(head.begin(), head.end(), is_zero)) {
+      constexpr std::uint64_t most = 1u << 20;  // writers fill a record of 10 KiB
+      std::vector<std::byte> rest(static_cast<std::size_t>(std::min(most + 1, file_.size() - at)));
+      TENSORSMITH_CHECK(file_.read_at(at, rest));
+      if (rest.size() > most || !std::all_of(rest.begin(), rest.end(), is_zero))
+        return fail(errc::malformed, at, "something follows the end of the tar archive", "zeros", "other bytes");
+      return false;
+    }
+    TENSORSMITH_CHECK(check_sum(at, head));
+    return true;
+  }
+  result<void> check_sum(std::uint64_t at, std::span<const std::byte> head) const {
+    std::uint64_t sum = 0;
+    for (std::size_t i = 0; i < head.size(); ++i)
+      sum += i >= 148 && i < 156 ? std::uint64_t{' '} : std::to_integer<std::uint64_t>(head[i]);
+    const auto stored = octal(head.subspan(148, 8));
+    if (stored && *stored == sum) return {};
+    return fail(errc::malformed, at, "the tar header is damaged", "checksum " + std::to_string(sum),
+                stored ? std::to_string(*stored) : "no number");
+  }
+  static std::optional<std::uint64_t> octal(std::span<const std::byte> field) {
+    std::string_view digits(reinterpret_cast<const char*>(field.data()), field.size());
+    while (!digits.empty() && digits.front() == ' ') digits.remove_prefix(1);
+    while (!digits.empty() && (digits.back() == ' ' || digits.back() == '\0')) digits.remove_suffix(1);
+    std::uint64_t value = 0;
+    const auto end = std::from_chars(digits.data(), digits.data() + digits.size(), value, 8);
+    if (end.ec != std::errc{} || end.ptr != digits.data() + digits.size()) return std::nullopt;
+    return value;
+  }
+  result<std::uint64_t> size_of(std::uint64_t at, std::span<const std::byte> head) const {
+    if ((head[124] & std::byte{0x80}) != std::byte{0}) {  // GNU: a binary number for sizes above 8 GiB
+      std::uint64_t value = 0;
+      for (std::size_t i = 125; i < 128; ++i)
+        if (head[i] != std::byte{0}) return fail(errc::malformed, at, "the size of the member is impossible", "64 bits", "more");
+      for (std::size_t i = 128; i < 136; ++i) value = (value << 8) | std::to_integer<std::uint64_t>(head[i]);
+      return value;
+    }
+    const auto value = octal(head.subspan(124, 12));
+    if (!value) return fail(errc::malformed, at, "the size of the member is no number", "octal digits", "other characters");
+    return *value;
+  }
+  result<void> fits(std::uint64_t at, std::uint64_t bytes) const {
+    const std::uint64_t left = file_.size() - at - 512;
+    if (bytes <= left) return {};
+    return fail(errc::malformed, at, "the tar member reaches past the end of the file", "at most " + std::to_string(left) + " bytes",
+                std::to_string(bytes));
+  }
+  result<void> check_member(std::uint64_t at, std::span<const std::byte> head, char kind, const std::string& name) const {
+    if (kind == '1' || kind == '2')
+      return fail(errc::unsupported, at, "the tar archive holds a link", "plain files",
+                  quoted(name) + " to " + quoted(text(head, 157, 100)));
+    if (kind != '0' && kind != '\0' && kind != '7')
+      return fail(errc::unsupported, at, "the tar archive holds something that is no plain file", "plain files",
+                  quoted(name) + " of type " + quoted(std::string(1, kind)));
+    constexpr std::string_view known[] = {"sys_info", "pickle", "tensors", "storages"};
+    if (std::find(std::begin(known), std::end(known), name) == std::end(known) || head[345] != std::byte{0})
+      return fail(errc::unsupported, at, "the tar archive is no torch checkpoint", "'sys_info', 'pickle', 'tensors', 'storages'",
+                  quoted(name));
+    return {};
+  }
+
+  /// An extended header: "length key=value\n" over and over. Sizes count; times and owners do not; anything else is refused.
+  result<void> read_extended(std::uint64_t at, std::uint64_t size) {
+    if (std::exchange(pending_, true)) return fail(errc::malformed, at, "an extended header follows another", "a member", "none");
+    constexpr std::uint64_t most = 64u << 10;
+    if (size > most)
+      return fail(errc::limit, at, "the extended header is too long", std::to_string(most) + " bytes at most", std::to_string(size));
+    TENSORSMITH_CHECK(fits(at, size));
+    std::string records(static_cast<std::size_t>(size), '\0');
+    TENSORSMITH_CHECK(file_.read_at(at + 512, std::as_writable_bytes(std::span(records))));
+    for (std::string_view rest = records; !rest.empty();) {
+      std::uint64_t length = 0;
+      const auto end = std::from_chars(rest.data(), rest.data() + rest.size(), length);
+      const auto digits = static_cast<std::size_t>(end.ptr - rest.data());
+      if (end.ec != std::errc{} || length <= digits + 1 || length > rest.size() || rest[digits] != ' ' || rest[length - 1] != '\n')
+        return fail(errc::malformed, at, "the extended header is damaged", "records 'length key=value'", quoted(rest.substr(0, 40)));
+      const std::string_view record = rest.substr(digits + 1, length - digits - 2);
+      const std::string_view key = record.substr(0, record.find('='));
+      const std::string_view value = record.substr(std::min(key.size() + 1, record.size()));
+      rest.remove_prefix(length);
+      constexpr std::string_view harmless[] = {"mtime", "atime", "ctime", "uid", "gid", "uname", "gname", "comment"};
+      if (std::find(std::begin(harmless), std::end(harmless), key) != std::end(harmless)) continue;
+      std::uint64_t bytes = 0;
+      const auto last = std::from_chars(value.data(), value.data() + value.size(), bytes);
+      if (key != "size" || last.ec != std::errc{} || last.ptr != value.data() + value.size())
+        return fail(errc::unsupported, at, "the extended header changes what torch never changes", "a size or a time",
+                    quoted(record.substr(0, 40)));
+      pax_size_ = bytes;
+    }
+    return {};
+  }
+
+  const byte_source& file_;
+  std::optional<std::uint64_t> pax_size_;
+  bool pending_ = false;  // an extended header waits for its member
+};
+
+/// One reading of a tar checkpoint.
+class torch_tar_reader {
+ public:
+  torch_tar_reader(std::shared_ptr<const byte_source> file, const limits& bounds)
+      : file_(std::move(file)), limits_(bounds), small_(bounds) {
+    small_.pickle_bytes = std::min<std::uint64_t>(small_.pickle_bytes, 64u << 10);  // a key, a place, a class
+  }
+
+  result<torch_checkpoint> read(std::string_view select) {
+    TENSORSMITH_TRY(members_, tar_reader(*file_).read());
+    for (const char* name : {"pickle", "tensors", "storages"})
+      if (members_.find(name) == members_.end())
+        return fail(errc::unsupported, {}, "the tar archive is no torch checkpoint", "a member " + quoted(name),
+                    std::to_string(members_.size()) + " members without it");
+    TENSORSMITH_CHECK(check_system());
+    TENSORSMITH_CHECK(read_storages());
+    TENSORSMITH_CHECK(read_tensors());
+    const tar_member& member = members_["pickle"];
+    const std::string place = "tar member 'pickle'";
+    pickle_stream pickles(file_, member.offset, member.offset + member.bytes, limits_, 64u << 10);
+    TENSORSMITH_TRY(const pickle_document doc, pickles.next(place, persistent_ids::numbers));
+    TENSORSMITH_CHECK(at_end("pickle", pickles.at()));
+    torch_tensors tensors(
+        doc, file_->name(), place, [this](std::string_view key) { return record(key); }, limits_);
+    tensors.pickle_lies_in(file_, pickles.window_offset());
+    tensors.references_mean([this](std::string_view number, const std::string& where) { return tensor(number, where); });
+    TENSORSMITH_TRY(torch_checkpoint out, torch_walk(doc, tensors, file_->name(), place, limits_).run(select));
+    tensors.note_shared_bytes();
+    notes_.insert(notes_.end(), tensors.notes().begin(), tensors.notes().end());
+    out.notes = std::move(notes_);
+    return out;
+  }
+
+ private:
+  using id = pickle_document::id;
+  struct stored {
+    torch_storage_id declared;
+    std::uint64_t offset = 0, bytes = 0;
+  };
+
+  failure fail(errc code, std::string place, std::string what, std::string expected, std::string found) const {
+    return failure{.code = code,
+                   .what = std::move(what),
+                   .file = file_->name(),
+                   .place = std::move(place),
+                   .expected = std::move(expected),
+                   .found = std::move(found)};
+  }
+  std::uint64_t end_of(const char* member) { return members_[member].offset + members_[member].bytes; }
+  result<void> at_end(const char* member, std::uint64_t at) {
+    if (at == end_of(member)) return {};
+    return fail(errc::malformed, "tar member " + quoted(member), "bytes follow the end of the data", "the end of the member",
+                std::to_string(end_of(member) - at) + " bytes");
+  }
+
+  result<void> check_system() {
+    const auto member = members_.find("sys_info");
+    if (member == members_.end()) return {};
+    pickle_stream pickles(file_, member->second.offset, end_of("sys_info"), small_, 1024);
+    TENSORSMITH_TRY(const pickle_document doc, pickles.next("tar member 'sys_info'", persistent_ids::none));
+    TENSORSMITH_CHECK(at_end("sys_info", pickles.at()));
+    return check_torch_system(doc, 1000, file_->name(), "tar member 'sys_info'", notes_);
+  }
+
+  /// A little-endian integer of a member, which the stream is moved behind.
+  result<std::int64_t> number(pickle_stream& pickles, const char* member, std::size_t width) {
+    const std::uint64_t at = pickles.at(), left = end_of(member) - at;
+    if (left < width)
+      return fail(errc::malformed, "tar member " + quoted(member), "the member ends inside a number", std::to_string(width) + " bytes",
+                  std::to_string(left));
+    std::array<std::byte, 8> bytes{};
+    TENSORSMITH_CHECK(file_->read_at(at, std::span(bytes).first(width)));
+    pickles.go_to(at + width);
+    std::uint64_t value = 0;
+    for (std::size_t i = width; i-- > 0;) value = (value << 8) | std::to_integer<std::uint64_t>(bytes[i]);
+    return static_cast<std::int64_t>(value);
+  }
+  result<std::uint64_t> count(pickle_stream& pickles, const char* member) {
+    const std::string place = "tar member " + quoted(member);
+    TENSORSMITH_TRY(const pickle_document doc, pickles.next(place, persistent_ids::none));
+    if (doc.kind(doc.root()) != pickle_kind::integer || doc.integer(doc.root()) < 0)
+      return fail(errc::malformed, place, "the member does not start with a count", "an integer from 0", shown_value(doc, doc.root()));
+    const auto value = static_cast<std::uint64_t>(doc.integer(doc.root()));
+    if (value > limits_.tensors)
+      return failure{.code = errc::limit, .what = "the checkpoint has too many tensors", .file = file_->name(), .place = place,
+                     .expected = std::to_string(limits_.tensors) + " at most", .found = std::to_string(value),
+                     .advice = "raise it with --max-tensors"};
+    return value;
+  }
+  /// The three values (key, something, class) that each storage and each tensor starts with.
+  result<std::vector<id>> triple(const pickle_document& doc, const std::string& place, torch_symbol wanted) const {
+    const id root = doc.root();
+    if (doc.kind(root) == pickle_kind::tuple && doc.count(root) == 3) {
+      const std::vector<id> parts = doc.items(root);
+      if (doc.kind(parts[0]) == pickle_kind::integer && doc.kind(parts[2]) == pickle_kind::global && doc.symbol(parts[2]) == wanted)
+        return parts;
+    }
+    return fail(errc::malformed, place, "the description is damaged",
+                wanted == torch_symbol::storage_class ? "(number, location, storage class)" : "(number, storage, tensor class)",
+                shown_value(doc, root));
+  }
+
+  result<void> read_storages() {
+    const char* const member = "storages";
+    const std::string place = "tar member 'storages'";
+    pickle_stream pickles(file_, members_[member].offset, end_of(member), small_, 256);
+    TENSORSMITH_TRY(const std::uint64_t expected, count(pickles, member));
+    for (std::uint64_t i = 0; i < expected; ++i) {
+      TENSORSMITH_TRY(const pickle_document doc, pickles.next(place, persistent_ids::none));
+      TENSORSMITH_TRY(const auto parts, triple(doc, place, torch_symbol::storage_class));
+      stored s;
+      s.declared.key = std::to_string(doc.integer(parts[0]));
+      s.declared.class_name = doc.full_name(parts[2]);
+      s.declared.type = storage_type(doc.name(parts[2]));
+      const std::uint64_t unit = storage_unit(s.declared);
+      if (unit == 0)
+        return fail(errc::unsupported, place, "the storage's element type is not supported", "a type of whole bytes",
+                    quoted(s.declared.class_name));
+      TENSORSMITH_TRY(const std::int64_t numel, number(pickles, member, 8));
+      const std::uint64_t left = end_of(member) - pickles.at();
+      if (numel < 0 || static_cast<std::uint64_t>(numel) > left / unit)
+        return fail(errc::malformed, place + ", storage " + quoted(s.declared.key), "the member ends inside the storage",
+                    std::to_string(numel) + " elements of " + std::to_string(unit) + " bytes", std::to_string(left) + " bytes");
+      s.declared.numel = static_cast<std::uint64_t>(numel);
+      s.offset = pickles.at();
+      s.bytes = s.declared.numel * unit;
+      pickles.go_to(s.offset + s.bytes);
+      const std::string key = s.declared.key;
+      if (!storages_.emplace(key, std::move(s)).second)
+        return fail(errc::malformed, place, "two storages have the same number", "one", key);
+    }
+    return read_storage_views(pickles, place);
+  }
+  /// The list of (number, number of the whole storage, offset, elements) behind the storages.
+  result<void> read_storage_views(pickle_stream& pickles, const std::string& place) {
+    TENSORSMITH_TRY(const pickle_document doc, pickles.next(place, persistent_ids::none));
+    TENSORSMITH_CHECK(at_end("storages", pickles.at()));
+    if (doc.kind(doc.root()) != pickle_kind::list)
+      return fail(errc::malformed, place, "the parts of storages are no list", "a list", shown_value(doc, doc.root()));
+    std::vector<std::pair<std::string, stored>> views;
+    for (const id item : doc.items(doc.root())) {
+      bool good = doc.kind(item) == pickle_kind::tuple && doc.count(item) == 4;
+      const std::vector<id> parts = good ? doc.items(item) : std::vector<id>{};
+      for (const id p : parts) good = good && doc.kind(p) == pickle_kind::integer;
+      if (!good)
+        return fail(errc::malformed, place, "the part of a storage is damaged", "(number, number, offset, elements)", shown_value(doc, item));
+      const auto root = storages_.find(std::to_string(doc.integer(parts[1])));
+      if (root == storages_.end() || doc.integer(parts[2]) < 0 || doc.integer(parts[3]) < 0)
+        return fail(errc::malformed, place, "the part of a storage is damaged", "a storage, offset and elements from 0",
+                    "storage " + std::to_string(doc.integer(parts[1])) + ", " + std::to_string(doc.integer(parts[2])) + ", " +
+                        std::to_string(doc.integer(parts[3])));
+      stored s = root->second;
+      s.declared.view_key = std::to_string(doc.integer(parts[0]));
+      s.declared.view_offset = static_cast<std::uint64_t>(doc.integer(parts[2]));
+      s.declared.view_numel = static_cast<std::uint64_t>(doc.integer(parts[3]));
+      views.emplace_back(s.declared.view_key, std::move(s));
+    }
+    for (auto& [key, s] : views)
+      if (!storages_.emplace(key, std::move(s)).second)
+        return fail(errc::malformed, place, "two storages have the same number", "one", key);
+    return {};
+  }
+
+  result<void> read_tensors() {
+    const char* const member = "tensors";
+    const std::string place = "tar member 'tensors'";
+    pickle_stream pickles(file_, members_[member].offset, end_of(member), small_, 256);
+    TENSORSMITH_TRY(const std::uint64_t expected, count(pickles, member));
+    for (std::uint64_t i = 0; i < expected; ++i) {
+      TENSORSMITH_TRY(const pickle_document doc, pickles.next(place, persistent_ids::none));
+      TENSORSMITH_TRY(const auto parts, triple(doc, place, torch_symbol::tensor_class));
+      torch_view view;
+      if (doc.kind(parts[1]) == pickle_kind::integer) {
+        const auto known = storages_.find(std::to_string(doc.integer(parts[1])));
+        if (known == storages_.end())
+          return fail(errc::malformed, place, "the storage of a tensor is missing", "a number of a storage",
+                      std::to_string(doc.integer(parts[1])));
+        view.storage = known->second.declared;
+      } else if (doc.kind(parts[1]) == pickle_kind::none) {  // an empty tensor: a storage without elements of the same type
+        const std::string_view name = doc.name(parts[2]);
+        view.storage.class_name = std::string(name.substr(0, name.size() - 6)) + "Storage";
+        view.storage.type = storage_type(view.storage.class_name);
+      } else {
+        return fail(errc::malformed, place, "the storage of a tensor is wrong", "a number or None", shown_value(doc, parts[1]));
+      }
+      TENSORSMITH_CHECK(read_shape(pickles, place, view));
+      const std::string key = std::to_string(doc.integer(parts[0]));
+      if (!tensors_.emplace(key, std::move(view)).second)
+        return fail(errc::malformed, place, "two tensors have the same number", "one", key);
+    }
+    return at_end(member, pickles.at());
+  }
+  /// Rank in 8 bytes, of which 4 count, sizes, strides, offset.
+  result<void> read_shape(pickle_stream& pickles, const std::string& place, torch_view& view) {
+    const char* const member = "tensors";
+    TENSORSMITH_TRY(const std::int64_t ndim, number(pickles, member, 4));
+    pickles.go_to(std::min(pickles.at() + 4, end_of(member)));
+    if (ndim < 0 || static_cast<std::uint64_t>(ndim) > limits_.rank)
+      return failure{.code = errc::limit, .what = "the tensor has too many dimensions", .file = file_->name(), .place = place,
+                     .expected = std::to_string(limits_.rank) + " at most", .found = std::to_string(ndim),
+                     .advice = "raise it with --max-rank"};
+    for (std::vector<std::uint64_t>* list : {&view.sizes, &view.strides})
+      for (std::int64_t d = 0; d < ndim; ++d) {
+        TENSORSMITH_TRY(const std::int64_t value, number(pickles, member, 8));
+        if (value < 0)
+          return fail(errc::malformed, place, list == &view.sizes ? "the tensor's size is wrong" : "the tensor's stride is wrong",
+                      "integers from 0", std::to_string(value));
+        list->push_back(static_cast<std::uint64_t>(value));
+      }
+    TENSORSMITH_TRY(const std::int64_t offset, number(pickles, member, 8));
+    if (offset < 0)
+      return fail(errc::malformed, place, "the tensor's offset is wrong", "an integer from 0", std::to_string(offset));
+    view.offset = static_cast<std::uint64_t>(offset);
+    if (ndim == 0 && view.storage.numel == 0) view.sizes = {0}, view.strides = {1};  // torch 0.1: no dimensions, no elements
+    return {};
+  }
+
+  result<torch_record> record(std::string_view key) const {
+    if (key.empty()) return torch_record{file_, 0, 0, nullptr, "no storage"};
+    const auto at = storages_.find(std::string(key));  // read_tensors looked them up
+    if (at == storages_.end())
+      return fail(errc::internal, "storage " + quoted(key), "the storage was not found", "a storage of the file", "none");
+    return torch_record{file_, at->second.offset, at->second.bytes, nullptr, "storage " + quoted(key)};
+  }
+  result<torch_view> tensor(std::string_view number, const std::string& where) const {
+    const auto at = tensors_.find(std::string(number));
+    if (at != tensors_.end()) return at->second;
+    return fail(storages_.count(std::string(number)) > 0 ? errc::unsupported : errc::malformed,
+                "tar member 'pickle', tensor " + quoted(where), "the tensor is not described in the file", "a number of the member 'tensors'",
+                quoted(number));
+  }
+
+  std::shared_ptr<const byte_source> file_;
+  limits limits_, small_;
+  std::map<std::string, tar_member> members_;
+  std::map<std::string, stored> storages_;
+  std::map<std::string, torch_view> tensors_;
+  std::vector<note> notes_;
+};
+
+}  // namespace detail
+TENSORSMITH_END_NAMESPACE
+#endif  // TENSORSMITH_HAS_FORMAT_TORCH_TAR_HPP
+
 #ifndef TENSORSMITH_HAS_FORMAT_TORCH_READ_HPP
 #define TENSORSMITH_HAS_FORMAT_TORCH_READ_HPP
 // tensorsmith/format/torch/read.hpp: checkpoints that torch.save wrote, read without executing anything.
 //
-// Include this to open .pt, .pth, .ckpt and .bin files of torch 1.6 and later (zip containers). Views, transposed and shared
-// storages are honoured through strides; the CRC-32 of each storage is compared before its first tile.
+// Include this to open .pt, .pth, .ckpt, .bin and .pkl files: zip containers (torch 1.6 and later), legacy streams (0.1.10 to
+// 1.5), tar files (before), bare pickles of numpy arrays. Views, transposed and shared storages are honoured through strides; the
+// CRC-32 of a zip's storage is compared before its first tile.
 
 TENSORSMITH_BEGIN_NAMESPACE
 
@@ -5812,15 +8989,14 @@ enum class torch_container : std::uint8_t {
   zip,     ///< torch 1.6 and later; other zip archives look the same until they are opened
   legacy,  ///< torch 0.1.10 to 1.5: pickles one after the other, then raw storages
   tar,     ///< torch up to 0.1.9
-  pickle,  ///< a pickle without torch's framing
+  pickle,  ///< a pickle and nothing else
 };
 
 /// Recognises a container by the first 264 bytes of a file (fewer if the file is shorter).
 inline torch_container torch_container_of(std::span<const std::byte> head) noexcept {
   const std::string_view text(reinterpret_cast<const char*>(head.data()), head.size());
-  constexpr std::string_view legacy("\x80\x02\x8A\x0A\x6C\xFC\x9C\x46\xF9\x20\x6A\xA8\x50\x19\x2E", 15);
   if (text.substr(0, 4) == "PK\x03\x04" || text.substr(0, 4) == "PK\x05\x06") return torch_container::zip;
-  if (text.substr(0, 15) == legacy) return torch_container::legacy;
+  if (detail::legacy_magic_bytes(text) != 0) return torch_container::legacy;
   if (text.size() >= 262 && text.substr(257, 5) == "ustar") return torch_container::tar;
   if (text.size() >= 2 && text[0] == '\x80' && text[1] >= 2 && text[1] <= 5) return torch_container::pickle;
   return torch_container::none;
@@ -5843,7 +9019,10 @@ class torch_zip_reader {
                     parse_pickle(std::make_shared<const std::vector<std::byte>>(std::move(bytes)), file(), place, limits_));
     torch_tensors tensors(
         doc, file(), place, [this](std::string_view key) { return record(key); }, limits_);
+    if (pickle->method == 0) tensors.pickle_lies_in(archive_.file(), pickle->data_offset);
+    if (big_endian_) tensors.storages_are_big_endian();
     TENSORSMITH_TRY(torch_checkpoint out, torch_walk(doc, tensors, file(), place, limits_).run(select));
+    tensors.note_shared_bytes();
     note_unused(tensors);
     notes_.insert(notes_.end(), tensors.notes().begin(), tensors.notes().end());
     out.notes = std::move(notes_);
@@ -5918,9 +9097,11 @@ class torch_zip_reader {
     }
     TENSORSMITH_TRY(const std::string order, small_text(*e, 32));
     if (order == "little") return {};
-    if (order == "big")
-      return fail(errc::unsupported, "zip entry " + quoted(e->name), "the storages are big-endian", "'little'", "'big'",
-                  "save the file again on a little-endian machine");
+    if (order == "big") {
+      big_endian_ = true;
+      notes_.push_back({note::level::info, file(), "The storages are big-endian: their bytes are swapped as they are read."});
+      return {};
+    }
     return fail(errc::malformed, "zip entry " + quoted(e->name), "the byte order is unknown", "'little' or 'big'", quoted(order));
   }
   result<std::string> small_text(const zip_entry& e, std::uint64_t most) const {
@@ -5982,34 +9163,11 @@ class torch_zip_reader {
   zip_archive archive_;
   limits limits_;
   std::string root_;
+  bool big_endian_ = false;
   std::vector<note> notes_;
 };
 
-inline failure not_a_torch_zip(const byte_source& file, torch_container kind, std::span<const std::byte> head) {
-  const char* found = "";
-  const char* advice = "save it again with torch 1.6 or later, or as .safetensors";
-  switch (kind) {
-    case torch_container::legacy:
-      found = "a file of torch 0.1.10 to 1.5";
-      break;
-    case torch_container::tar:
-      found = "a tar file of torch 0.1";
-      break;
-    case torch_container::pickle:
-      found = "a pickle that torch.save did not write";
-      break;
-    default:
-      found = nullptr;
-      advice = "";
-  }
-  if (found)
-    return failure{.code = errc::unsupported,
-                   .what = "the container is not supported",
-                   .file = file.name(),
-                   .place = "byte offset 0",
-                   .expected = "a zip archive of torch.save (torch 1.6 or later)",
-                   .found = found,
-                   .advice = advice};
+inline failure no_torch_file(const byte_source& file, std::span<const std::byte> head) {
   std::string bytes;
   for (std::size_t i = 0; i < std::min<std::size_t>(head.size(), 16); ++i) {
     bytes += i ? " " : "first bytes ";
@@ -6019,7 +9177,7 @@ inline failure not_a_torch_zip(const byte_source& file, torch_container kind, st
                  .what = "the file is no torch checkpoint",
                  .file = file.name(),
                  .place = "byte offset 0",
-                 .expected = "PK\\3\\4",
+                 .expected = "a zip archive, a legacy stream, a tar file or a pickle",
                  .found = bytes.empty() ? "an empty file" : bytes};
 }
 
@@ -6028,7 +9186,7 @@ inline failure not_a_torch_zip(const byte_source& file, torch_container kind, st
 /// Reads a checkpoint: its tensors, where they sit, what else there is. No payload is read yet. `select` names the dict to
 /// read, keys joined with '/' ("ema/params"); empty: "state_dict" wherever it exists, else the dict itself if it holds tensors,
 /// else the first of model, net, params, params_ema, generator, module that holds some.
-/// @fails malformed, limit, unsupported (other containers, TorchScript, big-endian, opaque objects with tensors inside, blocked
+/// @fails malformed, limit, unsupported (other containers, TorchScript, opaque objects with tensors inside, blocked
 /// globals), mismatch (two tensors of one name), path, integrity, usage (`select` does not exist), io.
 inline result<torch_checkpoint> read_torch(std::shared_ptr<const byte_source> file, const limits& bounds = {},
                                            std::string_view select = {}) {
@@ -6044,9 +9202,21 @@ inline result<torch_checkpoint> read_torch(std::shared_ptr<const byte_source> fi
       if (!opened) return std::move(opened).error();
     }
   }
-  if (kind != torch_container::zip) return detail::not_a_torch_zip(*file, kind, head);
-  TENSORSMITH_TRY(zip_archive archive, open_zip(std::move(file), bounds));
-  return detail::torch_zip_reader(std::move(archive), bounds).read(select);
+  switch (kind) {
+    case torch_container::zip: {
+      TENSORSMITH_TRY(zip_archive archive, open_zip(std::move(file), bounds));
+      return detail::torch_zip_reader(std::move(archive), bounds).read(select);
+    }
+    case torch_container::legacy:
+      return detail::torch_legacy_reader(std::move(file), bounds).read(select);
+    case torch_container::tar:
+      return detail::torch_tar_reader(std::move(file), bounds).read(select);
+    case torch_container::pickle:
+      return detail::read_bare_pickle(file, bounds, select);
+    case torch_container::none:
+      break;
+  }
+  return detail::no_torch_file(*file, head);
 }
 
 TENSORSMITH_END_NAMESPACE
@@ -6061,70 +9231,166 @@ TENSORSMITH_END_NAMESPACE
 
 TENSORSMITH_BEGIN_NAMESPACE
 
+/// What holds the tensors of a file.
+enum class weights_container : std::uint8_t { safetensors, torch, npy, npz, gguf };
+
+/// "safetensors", "torch", "npy", "npz", "gguf".
+constexpr std::string_view name_of(weights_container container) noexcept {
+  constexpr std::string_view names[] = {"safetensors", "torch", "npy", "npz", "gguf"};
+  return names[static_cast<std::size_t>(container)];
+}
+
 /// A file of weights and what it says about itself.
 struct checkpoint_file {
   catalog tensors;
-  std::vector<std::pair<std::string, std::string>> metadata;  ///< of a safetensors header
+  std::vector<std::pair<std::string, std::string>> metadata;  ///< of a safetensors or GGUF header
   std::optional<std::int64_t> global_step;                    ///< steps of training, if a Lightning checkpoint tells
   std::vector<std::string> ignored;                           ///< parts of the file that are no weights
-  bool pickle = false;                                        ///< torch's container
+  weights_container container = weights_container::safetensors;
+  std::string nested;                                         ///< the dict of a torch file that holds them: "state_dict"
+  std::vector<std::pair<std::string, json_value>> scalars;    ///< beside that dict: "global_step" → 470000
 };
 
 namespace detail {
 
-/// True if the bytes are those of no container that torch ever wrote.
-inline bool is_no_torch_file(const byte_source& file) {
-  std::array<std::byte, 264> head{};
-  const auto start = std::span(head).first(static_cast<std::size_t>(std::min<std::uint64_t>(head.size(), file.size())));
-  return file.read_at(0, start) && torch_container_of(start) == torch_container::none;
+/// A file whose first bytes have been read: looking at what they show cannot meet an error of the disk, which would pass for a "no".
+class head_source final : public byte_source {
+ public:
+  head_source(const byte_source& file, std::string_view head) : file_(file), head_(head) {}
+  std::uint64_t size() const noexcept override { return file_.size(); }
+  const std::string& name() const noexcept override { return file_.name(); }
+  result<void> read_at(std::uint64_t offset, std::span<std::byte> out) const override {
+    if (offset > head_.size() || out.size() > head_.size() - offset) return file_.read_at(offset, out);  // a very long name in an archive
+    std::memcpy(out.data(), head_.data() + offset, out.size());
+    return {};
+  }
+
+ private:
+  const byte_source& file_;
+  std::string_view head_;
+};
+
+/// The container that a file's first bytes show, or nothing. Archives of arrays come before torch's: both are zip files.
+inline std::optional<weights_container> container_of(const byte_source& file, std::string_view head) {
+  if (looks_like_safetensors(file)) return weights_container::safetensors;
+  if (looks_like_gguf(file)) return weights_container::gguf;
+  if (looks_like_npy(file)) return weights_container::npy;
+  if (looks_like_npz(file)) return weights_container::npz;
+  if (torch_container_of(std::as_bytes(std::span(head))) != torch_container::none) return weights_container::torch;
+  return std::nullopt;
 }
 
-}  // namespace detail
-
-/// Reads the names, types and shapes of a file's tensors. @fails as the readers of the two containers
-inline result<checkpoint_file> read_checkpoint(std::shared_ptr<const byte_source> file, job& run) {
+inline result<checkpoint_file> read_safetensors_file(std::shared_ptr<const byte_source> file, job& run) {
   checkpoint_file out;
-  // A damaged safetensors file must not be reported as a damaged torch file: where contents tell nothing, the extension does.
-  const bool safetensors = looks_like_safetensors(*file);
-  const bool neither = !safetensors && detail::is_no_torch_file(*file);
-  if (neither && !ends_with_ignoring_case(file->name(), ".safetensors"))
-    return failure{.code = errc::unsupported, .what = "the file is neither a safetensors nor a torch file", .file = file->name(),
-                   .place = "byte offset 0", .expected = "a safetensors header or a zip archive of torch.save",
-                   .found = std::to_string(file->size()) + " bytes of something else"};
-  if (safetensors || neither) {
-    TENSORSMITH_TRY(safetensors_header header, read_safetensors_header(*file, run.limits));
-    out.metadata = header.metadata;
-    for (const std::string& field : header.ignored_fields) out.ignored.push_back(field + ": no field of the format");
-    TENSORSMITH_TRY(out.tensors, safetensors_catalog(std::move(file), std::move(header)));
-    return out;
-  }
-  out.pickle = true;
-  TENSORSMITH_TRY(torch_checkpoint read, read_torch(std::move(file), run.limits));
+  TENSORSMITH_TRY(safetensors_header header, read_safetensors_header(*file, run.limits));
+  out.metadata = header.metadata;
+  for (const std::string& field : header.ignored_fields) out.ignored.push_back(field + ": no field of the format");
+  TENSORSMITH_TRY(out.tensors, safetensors_catalog(std::move(file), std::move(header)));
+  return out;
+}
+
+inline result<checkpoint_file> read_torch_file(std::shared_ptr<const byte_source> file, job& run, const std::string& select) {
+  checkpoint_file out;
+  out.container = weights_container::torch;
+  TENSORSMITH_TRY(torch_checkpoint read, read_torch(std::move(file), run.limits, select));
   out.tensors = std::move(read.tensors);
+  out.nested = std::move(read.selected);
   run.notes.insert(run.notes.end(), read.notes.begin(), read.notes.end());
   for (const torch_ignored& part : read.ignored) out.ignored.push_back(part.text());
   for (const auto& [key, value] : read.scalars)
     if (key == "global_step" && value.as_integer()) out.global_step = *value.as_integer();
+  out.scalars = std::move(read.scalars);
+  return out;
+}
+
+inline result<checkpoint_file> read_gguf_file(std::shared_ptr<const byte_source> file, job& run) {
+  checkpoint_file out;
+  out.container = weights_container::gguf;
+  const std::string name = file->name();
+  TENSORSMITH_TRY(gguf_contents read, read_gguf(std::move(file), run.limits));
+  out.tensors = std::move(read.tensors);
+  out.metadata = std::move(read.metadata);
+  std::map<std::string, std::size_t> quantized;
+  for (const auto& [tensor, type] : read.stored_types)
+    if (type.substr(0, 1) == "Q") ++quantized[type];
+  for (const auto& [type, count] : quantized)
+    run.info(name, std::to_string(count) + " tensors of the type " + type + " are read as f32");
+  return out;
+}
+
+inline result<checkpoint_file> read_npz_file(std::shared_ptr<const byte_source> file, job& run) {
+  checkpoint_file out;
+  out.container = weights_container::npz;
+  TENSORSMITH_TRY(npz_contents read, read_npz(std::move(file), run.limits));
+  out.tensors = std::move(read.tensors);
+  out.ignored = std::move(read.ignored);
+  run.notes.insert(run.notes.end(), read.notes.begin(), read.notes.end());
+  return out;
+}
+
+inline result<checkpoint_file> read_npy_file(std::shared_ptr<const byte_source> file, job& run) {
+  checkpoint_file out;
+  out.container = weights_container::npy;
+  TENSORSMITH_TRY(out.tensors, read_npy(std::move(file), run.limits));
+  return out;
+}
+
+}  // namespace detail
+
+/// Reads the names, types and shapes of a file's tensors. `select`: the dict of a torch file to read, keys joined with '/'; empty to find
+/// it. @fails as the reader of the container; unsupported (no weights: what it is instead), usage (`select` for another container)
+inline result<checkpoint_file> read_checkpoint(std::shared_ptr<const byte_source> file, job& run, const std::string& select = {}) {
+  std::array<char, 512> bytes{};
+  const std::string_view head(bytes.data(), static_cast<std::size_t>(std::min<std::uint64_t>(bytes.size(), file->size())));
+  TENSORSMITH_CHECK(file->read_at(0, std::as_writable_bytes(std::span(bytes).first(head.size()))));
+  auto container = detail::container_of(detail::head_source(*file, head), head);
+  // A damaged safetensors file must not be reported as something unknown: where contents tell nothing, the extension does.
+  if (!container && ends_with_ignoring_case(file->name(), ".safetensors") && !foreign_file_of(head, file->name()))
+    container = weights_container::safetensors;
+  if (!container) return not_weights(*file, head);
+  if (!select.empty() && *container != weights_container::torch)
+    return failure{.code = errc::usage, .what = "only a torch file has parts to choose from", .file = file->name(),
+                   .expected = "a torch file", .found = "a " + std::string(name_of(*container)) + " file"};
+  switch (*container) {
+    case weights_container::torch: return detail::read_torch_file(std::move(file), run, select);
+    case weights_container::npy: return detail::read_npy_file(std::move(file), run);
+    case weights_container::npz: return detail::read_npz_file(std::move(file), run);
+    case weights_container::gguf: return detail::read_gguf_file(std::move(file), run);
+    case weights_container::safetensors: break;
+  }
+  return detail::read_safetensors_file(std::move(file), run);
+}
+
+/// Reads an index of shards as one file. The first shard's metadata stand for all. @fails as join_shards and read_checkpoint
+inline result<checkpoint_file> read_checkpoint_shards(const std::string& index_path, job& run) {
+  checkpoint_file out;
+  TENSORSMITH_TRY(const shard_index index, read_shard_index(index_path, run.limits));
+  bool first = true;
+  TENSORSMITH_TRY(out.tensors, join_shards(
+      index,
+      [&](std::shared_ptr<const byte_source> file) -> result<catalog> {
+        const std::string name = file->name();
+        TENSORSMITH_TRY(checkpoint_file part, read_checkpoint(std::move(file), run));
+        for (const std::string& text : part.ignored) out.ignored.push_back(std::string(file_name(name)) + ": " + text);
+        if (first) out.container = part.container, out.metadata = std::move(part.metadata);
+        first = false;
+        return std::move(part.tensors);
+      },
+      run));
   return out;
 }
 
 /// Opens and reads a file, or the shards of an index. @fails path, io, and as read_checkpoint
-inline result<checkpoint_file> read_checkpoint_file(const std::string& path, job& run) {
-  if (path.size() > 5 && path.substr(path.size() - 5) == ".json") {
-    checkpoint_file out;
-    TENSORSMITH_TRY(const shard_index index, read_shard_index(path, run.limits));
-    TENSORSMITH_TRY(out.tensors, join_shards(
-        index,
-        [&](std::shared_ptr<const byte_source> file) -> result<catalog> {
-          TENSORSMITH_TRY(checkpoint_file part, read_checkpoint(std::move(file), run));
-          out.pickle = part.pickle;
-          return std::move(part.tensors);
-        },
-        run));
-    return out;
+inline result<checkpoint_file> read_checkpoint_file(const std::string& path, job& run, const std::string& select = {}) {
+  if (ends_with_ignoring_case(path, ".json")) {
+    if (const std::string_view name = file_name(path); name == "model_index.json" || name == "config.json")
+      return failure{.code = errc::usage, .what = "the file describes a model and holds no weights", .file = path,
+                     .expected = "a file of weights, an index of shards, or a folder",
+                     .advice = "pass the folder " + quoted(parent_path(path))};
+    return read_checkpoint_shards(path, run);
   }
   TENSORSMITH_TRY(auto file, open_file(path));
-  return read_checkpoint(std::move(file), run);
+  return read_checkpoint(std::move(file), run, select);
 }
 
 TENSORSMITH_END_NAMESPACE
@@ -6305,6 +9571,9 @@ struct package {
   std::vector<note> notes;
   std::vector<std::pair<std::string, std::string>> metadata;  ///< what a single file says about itself (safetensors)
   std::optional<std::int64_t> global_step;                    ///< training steps, if a checkpoint tells
+  std::string container;              ///< of a single file: "safetensors", "torch", "npy", "npz", "gguf"; else empty
+  std::string nested;                 ///< the dict of a torch file that holds the tensors: "state_dict"; empty: the top
+  std::vector<std::pair<std::string, json_value>> scalars;    ///< numbers and texts beside the tensors of a torch file
 
   component* find(std::string_view name) noexcept {
     for (component& c : components)
@@ -6316,125 +9585,6 @@ struct package {
 
 TENSORSMITH_END_NAMESPACE
 #endif  // TENSORSMITH_HAS_TENSOR_PACKAGE_HPP
-
-#ifndef TENSORSMITH_HAS_TENSOR_VIEWS_HPP
-#define TENSORSMITH_HAS_TENSOR_VIEWS_HPP
-// tensorsmith/tensor/views.hpp: a planned tensor seen otherwise: transposed, reshaped, rows of it.
-//
-// The view folds into the recipe where that is free (stored tensors change their strides, casts hand it on); otherwise a small
-// recipe does it tile by tile.
-
-TENSORSMITH_BEGIN_NAMESPACE
-
-namespace detail {
-
-/// What a plain view of another single-output recipe has in common with it.
-class view_recipe : public recipe {
- public:
-  view_recipe(recipe_ptr inner, shape_type shape) : inner_(std::move(inner)), info_(inner_->outputs()[0]) {
-    info_.shape = std::move(shape);
-  }
-  std::span<const tensor_info> outputs() const noexcept override { return {&info_, 1}; }
-  std::size_t prepared_bytes() const noexcept override { return inner_->prepared_bytes(); }
-  result<void> prepare(const job& run) override { return inner_->prepare(run); }
-  void release() noexcept override { inner_->release(); }
-
- protected:
-  recipe_ptr inner_;
-  tensor_info info_;
-};
-
-class transposed_recipe final : public view_recipe {
- public:
-  explicit transposed_recipe(recipe_ptr inner)
-      : view_recipe(inner, {inner->outputs()[0].shape[1], inner->outputs()[0].shape[0]}) {}
-  region grain() const override {
-    const region g = inner_->grain();
-    return {0, g.cols, 0, std::max<std::size_t>(g.rows, 64)};  // 64 columns: whole cache lines of output
-  }
-  result<void> produce(region r, std::span<const tile> tiles, scratch& work) const override {
-    const scratch::scope keep(work);
-    TENSORSMITH_TRY(const view in, inner_->load({r.col, r.cols, r.row, r.rows}, work));
-    transpose_plane(in, tiles[0], r.cols, r.rows, bits_of(info_.type) / 8);
-    return {};
-  }
-  recipe_ptr fold_transpose() const override { return inner_; }
-};
-
-class reshaped_recipe final : public view_recipe {
- public:
-  reshaped_recipe(recipe_ptr inner, shape_type shape) : view_recipe(std::move(inner), std::move(shape)) {}
-  region grain() const override { return inner_->grain(); }
-  result<view> load(region r, scratch& work) const override { return inner_->load(r, work); }
-  result<void> produce(region r, std::span<const tile> tiles, scratch& work) const override {
-    return inner_->produce(r, tiles, work);
-  }
-  std::optional<stored_bytes> stored() const override { return inner_->stored(); }
-};
-
-class rows_recipe final : public view_recipe {
- public:
-  rows_recipe(recipe_ptr inner, shape_type shape, std::size_t first)
-      : view_recipe(std::move(inner), std::move(shape)), first_(first) {}
-  region grain() const override { return inner_->grain(); }
-  result<view> load(region r, scratch& work) const override { return inner_->load(moved(r), work); }
-  result<void> produce(region r, std::span<const tile> tiles, scratch& work) const override {
-    return inner_->produce(moved(r), tiles, work);
-  }
-
- private:
-  region moved(region r) const noexcept {
-    if (info_.shape.size() < 2) return {r.row, r.rows, r.col + first_, r.cols};
-    return {r.row + first_, r.rows, r.col, r.cols};
-  }
-  std::size_t first_;
-};
-
-inline failure view_failure(const tensor_ref& tensor, const char* what, std::string wanted) {
-  return failure{.code = errc::mismatch, .what = what, .place = "tensor " + quoted(tensor.info().name),
-                 .expected = std::move(wanted), .found = to_string(tensor.shape())};
-}
-
-}  // namespace detail
-
-/// The transpose of a matrix. @fails mismatch if the rank is not 2 or the elements are packed.
-inline result<tensor_ref> transposed(const tensor_ref& tensor) {
-  if (tensor.shape().size() != 2 || tensor.source->outputs().size() != 1 || bits_of(tensor.type()) < 8)
-    return detail::view_failure(tensor, "only a matrix can be transposed", "two dimensions");
-  if (recipe_ptr folded = tensor.source->fold_transpose()) return tensor_ref{std::move(folded), 0};
-  return tensor_ref{std::make_shared<detail::transposed_recipe>(tensor.source), 0};
-}
-
-/// The same elements in row-major order under another shape. @fails mismatch if the counts differ or the tensor is neither stored
-/// contiguously nor keeps its plane.
-inline result<tensor_ref> reshaped(const tensor_ref& tensor, const shape_type& shape) {
-  if (tensor.shape() == shape) return tensor;
-  if (element_count(shape) != tensor.info().elements() || tensor.source->outputs().size() != 1)
-    return detail::view_failure(tensor, "a reshape must keep the number of elements", to_string(shape));
-  if (recipe_ptr folded = tensor.source->fold_reshape(shape)) return tensor_ref{std::move(folded), 0};
-  if (plane_of(shape) != plane_of(tensor.shape()))
-    return detail::view_failure(tensor, "this tensor cannot be reshaped without a copy", to_string(shape));
-  return tensor_ref{std::make_shared<detail::reshaped_recipe>(tensor.source, shape), 0};
-}
-
-/// `count` indices of the first dimension from `first` on. @fails mismatch if they lie outside or the elements are packed.
-inline result<tensor_ref> sliced_rows(const tensor_ref& tensor, std::size_t first, std::size_t count) {
-  const shape_type& shape = tensor.shape();
-  if (shape.empty() || first > shape[0] || count > shape[0] - first || tensor.source->outputs().size() != 1 ||
-      bits_of(tensor.type()) < 8)
-    return detail::view_failure(tensor, "the slice lies outside the tensor",
-                                "rows " + std::to_string(first) + " to " + std::to_string(first + count));
-  if (recipe_ptr folded = tensor.source->fold_rows(first, count)) return tensor_ref{std::move(folded), 0};
-  const region grain = tensor.source->grain();
-  if (first % (shape.size() < 2 ? grain.cols : grain.rows) != 0)
-    return detail::view_failure(tensor, "the slice does not start at a block of the tensor", "a multiple of its grain");
-  shape_type cut = shape;
-  cut[0] = count;
-  return tensor_ref{std::make_shared<detail::rows_recipe>(tensor.source, std::move(cut), first), 0};
-}
-
-TENSORSMITH_END_NAMESPACE
-#endif  // TENSORSMITH_HAS_TENSOR_VIEWS_HPP
 
 #ifndef TENSORSMITH_HAS_FORMAT_DIFFUSERS_READ_HPP
 #define TENSORSMITH_HAS_FORMAT_DIFFUSERS_READ_HPP
@@ -6450,6 +9600,7 @@ struct diffusers_options {
   std::string variant;                  ///< "fp16", "non_ema", …: preferred where a component has it
   bool prefer_pickle = false;           ///< .bin before .safetensors
   std::vector<std::string> components;  ///< which models to read; empty: all
+  bool every_model = false;             ///< also those that this library builds no graph of (safety checkers, image encoders, …)
 };
 
 /// Folders that hold models, in the order in which packages list them.
@@ -6494,9 +9645,17 @@ inline void note_choice(const std::string& name, const std::vector<weight_file>&
     run.warn(name, "there is no variant " + quoted(options.variant) + "; " + quoted(files[0].name) + " is read instead");
 }
 
-/// Gives weights the names of names.hpp and drops what no network reads.
+/// True if a configuration's `key` is absent or has a value that contains `text`.
+inline bool may_be(const json_value& config, std::string_view key, std::string_view text) {
+  const json_value* value = config.find(key);
+  return !value || !value->as_string() || value->as_string()->find(text) != std::string::npos;
+}
+
+/// Gives weights the names of names.hpp and drops what no network reads. Other architectures under the same component names (T5 text
+/// encoders, other autoencoders) keep theirs.
 inline result<void> normalize_component(component& part, catalog read) {
-  const bool text = part.name.substr(0, 12) == "text_encoder", vae = part.name == "vae";
+  const bool text = part.name.substr(0, 12) == "text_encoder" && may_be(part.config, "model_type", "clip");
+  const bool vae = part.name == "vae" && may_be(part.config, "_class_name", "AutoencoderKL");
   std::vector<catalog_entry> entries;
   entries.reserve(read.size());
   for (const catalog_entry& entry : read.entries()) {
@@ -6578,6 +9737,10 @@ namespace detail {
 /// Whether model_index.json lists a component as present. @fails malformed, path (a name that is no folder name)
 inline result<bool> index_entry(const std::string& file, const std::string& name, const json_value& value) {
   const auto* pair = value.as_array();
+  const bool component = std::find(std::begin(diffusers_models), std::end(diffusers_models), name) != std::end(diffusers_models);
+  if (!pair && component && !value.is_null())
+    return failure{.code = errc::malformed, .what = "an entry of the index is no pair of names", .file = file, .place = "/" + name,
+                   .expected = "[library, class]", .found = std::string(value.kind())};
   if (!pair) return false;  // a scalar: an argument of the pipeline
   TENSORSMITH_CHECK(check_relative_path(name, file, "/" + name, false));
   const auto fine = [](const json_value& v) { return v.is_null() || v.as_string(); };
@@ -6592,10 +9755,24 @@ bool listed_in(const Names& names, std::string_view name) {
   return std::any_of(std::begin(names), std::end(names), [&](std::string_view n) { return n == name; });
 }
 
+/// Names in the order of a list, then the others as they were.
+template <class Names>
+void order_as(std::vector<std::string>& names, const Names& order) {
+  const auto rank = [&](const std::string& name) { return std::find(std::begin(order), std::end(order), name) - std::begin(order); };
+  std::stable_sort(names.begin(), names.end(), [&](const std::string& a, const std::string& b) { return rank(a) < rank(b); });
+}
+
+/// True if a folder has files that are named as weights of a component are.
+inline bool holds_weights(const std::string& folder) {
+  const result<std::vector<std::string>> names = os::is_folder(folder) ? component_files(folder) : std::vector<std::string>{};
+  weight_file file;
+  return names && std::any_of(names->begin(), names->end(), [&](const std::string& n) { return read_weight_file_name(n, file); });
+}
+
 }  // namespace detail
 
-/// Reads a pipeline folder. Models that `options.components` leaves out, and components that are neither models of this library nor side
-/// files (a safety checker), are noted and not read.
+/// Reads a pipeline folder. Models that `options.components` leaves out are noted and not read; so are, unless `options.every_model`,
+/// components that are neither models of this library nor side files (a safety checker).
 /// @fails mismatch (missing parts, with their paths), malformed, limit, path, io
 inline result<package> read_diffusers_folder(const std::string& path, const diffusers_options& options, job& run) {
   package out;
@@ -6604,8 +9781,9 @@ inline result<package> read_diffusers_folder(const std::string& path, const diff
   if (!is_diffusers_folder(path))
     return failure{.code = errc::mismatch, .what = "the folder is no saved pipeline", .file = path, .expected = "model_index.json",
                    .found = os::is_folder(path) ? "a folder without it" : "no folder"};
+  TENSORSMITH_TRY(const steady_folder steady, steady_folder::begin(path));
   TENSORSMITH_TRY(out.index, detail::read_config(path, "model_index.json", run.limits));
-  std::vector<std::string> models, sides;
+  std::vector<std::string> models, others, sides;
   for (const auto& [name, value] : *out.index.as_object()) {
     if (name.substr(0, 1) == "_") continue;
     TENSORSMITH_TRY(const bool present, detail::index_entry(index_file, name, value));
@@ -6616,28 +9794,281 @@ inline result<package> read_diffusers_folder(const std::string& path, const diff
       else run.info(name, "left out: not among the components asked for");
     } else if (detail::listed_in(diffusers_side_folders, name)) {
       sides.push_back(name);
+    } else if (options.every_model) {
+      (detail::holds_weights(join_path(path, name)) ? others : sides).push_back(name);
     } else {
       run.info(name, "left out on purpose: no part of the conversion");
     }
   }
-  for (const std::string_view name : diffusers_models)
-    if (detail::listed_in(models, name)) {
-      TENSORSMITH_TRY(component part, read_diffusers_component(join_path(path, name), std::string(name), options, run));
-      out.components.push_back(std::move(part));
-    }
-  for (const std::string_view name : diffusers_side_folders) {
-    if (!detail::listed_in(sides, name)) continue;
-    if (!os::is_folder(join_path(path, name))) {
-      run.warn(std::string(name), "the index lists it, but the folder " + quoted(join_path(path, name)) + " is missing");
+  detail::order_as(models, diffusers_models);
+  detail::order_as(sides, diffusers_side_folders);
+  models.insert(models.end(), others.begin(), others.end());
+  for (const std::string& name : models) {
+    TENSORSMITH_TRY(component part, read_diffusers_component(join_path(path, name), name, options, run));
+    out.components.push_back(std::move(part));
+  }
+  for (const std::string& name : sides) {
+    TENSORSMITH_TRY(const bool there, os::has_folder(join_path(path, name)));
+    if (!there) {
+      run.warn(name, "the index lists it, but the folder " + quoted(join_path(path, name)) + " is missing");
       continue;
     }
-    TENSORSMITH_CHECK(add_side_folder(out.side_files, join_path(path, name), std::string(name), run));
+    TENSORSMITH_CHECK(add_side_folder(out.side_files, join_path(path, name), name, run));
   }
+  TENSORSMITH_CHECK(steady.check());
   return out;
 }
 
 TENSORSMITH_END_NAMESPACE
 #endif  // TENSORSMITH_HAS_FORMAT_DIFFUSERS_READ_HPP
+
+#ifndef TENSORSMITH_HAS_FORMAT_CHECKPOINT_OPEN_HPP
+#define TENSORSMITH_HAS_FORMAT_CHECKPOINT_OPEN_HPP
+// tensorsmith/format/checkpoint/open.hpp: opens whatever a user may call "the weights": a file, shards, or a folder.
+//
+// Include this in tools that take any source. Of several files with the same weights one is chosen in the documented order
+// (rank_weight_files), and the notes of the job say which.
+
+TENSORSMITH_BEGIN_NAMESPACE
+
+/// What a caller may say about the weights to open.
+struct open_weights_options {
+  std::string variant;  ///< of folders: "fp16", "non_ema", …; components that lack it give their plain file, with a warning
+  std::string select;   ///< of torch files: the dict to read, keys joined with '/'; empty to find it
+  std::string prefer;   ///< of folders with both: "safetensors" (also if empty) or "torch"
+};
+
+namespace detail {
+
+/// A file as a package of one component without a name.
+inline package package_of(checkpoint_file file, const std::string& path) {
+  package out;
+  out.source = path;
+  out.metadata = std::move(file.metadata);
+  out.global_step = file.global_step;
+  out.container = std::string(name_of(file.container));
+  out.nested = std::move(file.nested);
+  out.scalars = std::move(file.scalars);
+  component whole;
+  whole.weights = std::move(file.tensors);
+  whole.ignored = std::move(file.ignored);
+  out.components.push_back(std::move(whole));
+  return out;
+}
+
+/// Opens a folder.
+class weights_folder {
+ public:
+  weights_folder(const std::string& path, const open_weights_options& options, job& run) : path_(path), options_(options), run_(run) {}
+
+  result<package> open() {
+    if (!options_.select.empty())
+      return failure{.code = errc::usage, .what = "only a torch file has parts to choose from", .file = path_, .expected = "a torch file",
+                     .found = "a folder"};
+    if (is_diffusers_folder(path_)) return open_pipeline();
+    TENSORSMITH_TRY(names_, component_files(path_));
+    TENSORSMITH_TRY(const std::string file, choose());
+    package out;
+    if (ends_with_ignoring_case(file, ".json")) {
+      TENSORSMITH_TRY(const auto inside, open_file_below(path_, file, path_));
+      TENSORSMITH_TRY(checkpoint_file read, read_checkpoint_shards(join_path(path_, file), run_));
+      out = package_of(std::move(read), path_);
+    } else {
+      TENSORSMITH_TRY(auto bytes, open_file_below(path_, file, path_));
+      TENSORSMITH_TRY(checkpoint_file read, read_checkpoint(std::move(bytes), run_));
+      out = package_of(std::move(read), path_);
+    }
+    if (os::is_regular_file(join_path(path_, "config.json"))) {
+      TENSORSMITH_TRY(out.components[0].config, read_config(path_, "config.json", run_.limits));
+    }
+    return out;
+  }
+
+ private:
+  bool wants_torch() const noexcept { return options_.prefer == "torch"; }
+
+  result<package> open_pipeline() {
+    TENSORSMITH_CHECK(check_variant());
+    const diffusers_options how{.variant = options_.variant, .prefer_pickle = wants_torch(), .components = {}, .every_model = true};
+    return read_diffusers_folder(path_, how, run_);
+  }
+
+  /// A variant that no component has is a mistake, not a matter of falling back.
+  result<void> check_variant() const {
+    if (options_.variant.empty()) return {};
+    TENSORSMITH_TRY(std::vector<std::string> folders, component_files(path_));
+    std::vector<std::string> variants;
+    for (const std::string& name : folders) {
+      const std::string folder = join_path(path_, name);
+      if (!os::is_folder(folder)) continue;
+      TENSORSMITH_TRY(const auto files, component_files(folder));
+      collect_variants(files, variants);
+    }
+    return variant_found(variants);
+  }
+
+  static void collect_variants(const std::vector<std::string>& files, std::vector<std::string>& variants) {
+    weight_file file;
+    for (const std::string& name : files)
+      if (read_weight_file_name(name, file) && !file.variant.empty() && !listed_in(variants, file.variant)) variants.push_back(file.variant);
+  }
+
+  result<void> variant_found(std::vector<std::string> variants) const {
+    if (listed_in(variants, options_.variant)) return {};
+    std::sort(variants.begin(), variants.end());
+    std::string found;
+    for (const std::string& variant : variants) found += (found.empty() ? "" : ", ") + quoted(variant);
+    return failure{.code = errc::mismatch, .what = "the folder has no variant " + quoted(options_.variant), .file = path_,
+                   .found = found.empty() ? "no variants" : found, .advice = "correct --variant, or leave it out"};
+  }
+
+  /// The file to read: by the names that diffusers and transformers use, else the only file of weights there is.
+  result<std::string> choose() {
+    const auto files = rank_weight_files(names_, options_.variant, wants_torch());
+    if (!files.empty()) {
+      if (!options_.variant.empty()) {
+        std::vector<std::string> variants;
+        collect_variants(names_, variants);
+        TENSORSMITH_CHECK(variant_found(std::move(variants)));
+      }
+      const diffusers_options how{.variant = options_.variant, .prefer_pickle = wants_torch(), .components = {}};
+      note_choice(path_, files, how, run_);
+      return files[0].name;
+    }
+    std::vector<std::string> candidates;
+    for (const std::string& name : names_)
+      if (is_candidate(name)) candidates.push_back(name);
+    if (candidates.size() == 1) {
+      run_.info(path_, "weights are read from " + quoted(candidates[0]));
+      return candidates[0];
+    }
+    if (candidates.empty()) return no_weights();
+    return failure{.code = errc::usage, .what = "the folder holds several files of weights", .file = path_, .found = listed(candidates),
+                   .advice = "pass the one to read"};
+  }
+
+  bool is_candidate(const std::string& name) const {
+    if (!os::is_regular_file(join_path(path_, name))) return false;
+    if (name.size() > 11 && name.substr(name.size() - 11) == ".index.json") return true;
+    if (is_shard(name)) return false;
+    // What trainers leave beside the weights.
+    for (const std::string_view other : {"optimizer.", "scheduler.", "training_args.", "rng_state", "scaler.", "openvino_"})
+      if (name.substr(0, other.size()) == other) return false;
+    constexpr std::string_view endings[] = {".safetensors", ".ckpt", ".pt", ".pth", ".bin", ".npz", ".npy", ".gguf"};
+    return std::any_of(std::begin(endings), std::end(endings), [&](std::string_view e) { return ends_with_ignoring_case(name, e); });
+  }
+
+  failure no_weights() const {
+    std::string parts;
+    for (const std::string& name : names_)
+      if (os::is_regular_file(join_path(join_path(path_, name), "config.json"))) parts += (parts.empty() ? "" : ", ") + quoted(name);
+    const bool shards = std::any_of(names_.begin(), names_.end(), [](const std::string& n) { return is_shard(n); });
+    failure out{.code = errc::mismatch, .what = "the folder holds no weights", .file = path_,
+                .expected = "model_index.json of a pipeline, model.safetensors, pytorch_model.bin, an index of shards, or one file of weights",
+                .found = shards           ? "shards without their index"
+                         : names_.empty() ? "an empty folder"
+                                          : std::to_string(names_.size()) + " other entries"};
+    if (shards) out.advice = "download the *.index.json into the same folder";
+    if (!parts.empty()) {
+      out.found = "the components " + parts + " without model_index.json";
+      out.advice = "download model_index.json, or pass one of the components' folders";
+    }
+    return out;
+  }
+
+  const std::string& path_;
+  const open_weights_options& options_;
+  job& run_;
+  std::vector<std::string> names_;
+};
+
+}  // namespace detail
+
+/// Opens a file of weights in any container, the `*.index.json` of shards, a pipeline's folder, the folder of one component or of a
+/// transformers model, or a folder with one file of weights. Folders of pipelines give their components under their names; everything
+/// else gives one component without a name, with the config.json beside it if there is one. No weight is read.
+/// Several files with the same weights: the variant asked for comes first, then plain files; safetensors before torch files (or as
+/// `prefer` says), whole files before shards. Remarks go to `run.notes`.
+/// @fails usage (options; a folder with several candidates), mismatch (nothing to read, no such variant, missing parts), and as the
+/// readers of the files
+inline result<package> open_weights(const std::string& path, const open_weights_options& options, job& run) {
+  if (!options.prefer.empty() && options.prefer != "safetensors" && options.prefer != "torch")
+    return failure{.code = errc::usage, .what = "unknown preference " + quoted(options.prefer), .expected = "safetensors or torch"};
+  if (os::is_folder(path)) return detail::weights_folder(path, options, run).open();
+  if (!options.variant.empty())
+    return failure{.code = errc::usage, .what = "only folders have variants", .file = path, .found = "a file", .advice = "leave out --variant"};
+  TENSORSMITH_TRY(checkpoint_file file, read_checkpoint_file(path, run, options.select));
+  return detail::package_of(std::move(file), path);
+}
+
+TENSORSMITH_END_NAMESPACE
+#endif  // TENSORSMITH_HAS_FORMAT_CHECKPOINT_OPEN_HPP
+
+#ifndef TENSORSMITH_HAS_FORMAT_CHECKPOINT_TAG_HPP
+#define TENSORSMITH_HAS_FORMAT_CHECKPOINT_TAG_HPP
+// tensorsmith/format/checkpoint/tag.hpp: the tag of weights in any container: open<weights_file>(path).
+
+TENSORSMITH_BEGIN_NAMESPACE
+
+namespace tags {
+/// Whatever a user may call the weights: a file of any container that is read, the index of shards, or a folder. Contents decide.
+struct weights_file {};
+}  // namespace tags
+
+TENSORSMITH_END_NAMESPACE
+#endif  // TENSORSMITH_HAS_FORMAT_CHECKPOINT_TAG_HPP
+
+#ifndef TENSORSMITH_HAS_FORMAT_ONNX_REPORT_HPP
+#define TENSORSMITH_HAS_FORMAT_ONNX_REPORT_HPP
+// tensorsmith/format/onnx/report.hpp: how an ONNX folder is to be written, and what was (or would be) written. No protobuf here.
+
+TENSORSMITH_BEGIN_NAMESPACE
+
+/// Where the weights of a written graph lie.
+enum class weights_mode : std::uint8_t {
+  copy,      ///< in a data file beside the graph
+  in_place,  ///< in the source file, at its offset there; only graphs are written
+  embed,     ///< inside the .onnx file (below 2 GiB)
+};
+
+/// How `write_onnx_folder` writes.
+struct onnx_write_options {
+  weights_mode weights = weights_mode::copy;
+  std::string data_name = "model.onnx_data";  ///< name of the data file; diffusers' tools expect "weights.pb"
+  bool force = false;                         ///< replace an existing output
+};
+
+/// A file of the output. `linked`: it shares its bytes with a source, nothing was written for it.
+struct written_file {
+  std::string path;  ///< relative to the output folder
+  std::uint64_t bytes = 0;
+  bool linked = false;
+};
+
+/// What became of one component.
+struct component_report {
+  std::string name;
+  std::vector<written_file> files;
+  std::uint64_t tensors = 0;       ///< weight tensors; small constants of the graph do not count
+  std::uint64_t parameters = 0;    ///< their elements
+  std::uint64_t weight_bytes = 0;  ///< their bytes
+  std::uint64_t nodes = 0;
+  std::vector<std::pair<std::string, std::uint64_t>> dtypes;  ///< element type → tensors, in order of appearance
+  std::string weights;             ///< "copied", "in place", "hard link", "clone", "embedded"
+};
+
+/// What a run wrote, or would write.
+struct write_report {
+  std::vector<component_report> components;
+  std::vector<written_file> other_files;   ///< side files and model_index.json
+  std::uint64_t total_bytes = 0;           ///< written, without linked files
+  std::uint64_t linked_bytes = 0;          ///< in files that share their bytes with a source
+  std::uint64_t peak_memory_bytes = 0;     ///< estimate: tiles of all threads and the graphs' structure
+  double seconds = 0;                      ///< filled by whoever measures
+};
+
+TENSORSMITH_END_NAMESPACE
+#endif  // TENSORSMITH_HAS_FORMAT_ONNX_REPORT_HPP
 
 #ifndef TENSORSMITH_HAS_IO_STAGING_HPP
 #define TENSORSMITH_HAS_IO_STAGING_HPP
@@ -6648,6 +10079,9 @@ TENSORSMITH_BEGIN_NAMESPACE
 
 namespace detail {
 
+/// The permissions that a file inherits from the one it replaces: who may read, write and run it, but not as whom it runs.
+inline constexpr std::uint32_t kept_mode = 0777;
+
 /// The path that is really written: symbolic links to an existing folder or file are resolved, so that the temporary name lies
 /// on the same file system. @fails path (empty, a dangling link, "." or ".." at the end)
 inline result<std::string> publication_target(const std::string& path) {
@@ -6655,8 +10089,16 @@ inline result<std::string> publication_target(const std::string& path) {
   const auto refuse = [&](std::string what) { return failure{.code = errc::path, .what = std::move(what), .file = path}; };
   if (target.empty()) return refuse("the output path is empty");
   if (target.find('\0') != std::string::npos) return refuse("the output path holds a NUL byte");
-  if (os::exists(target)) return os::real_path(target);
-  if (os::exists(target, false)) return refuse("the output path is a symbolic link to nothing");
+  // Other runs may come and go at the same name: one look at the name itself, one behind the link that it is.
+  TENSORSMITH_TRY(const auto there, os::status_if_any(target, false));
+  if (there && there->kind == os::file_kind::symbolic_link) {
+    TENSORSMITH_TRY(const auto behind, os::status_if_any(target));
+    if (!behind) return refuse("the output path is a symbolic link to nothing");
+  }
+  if (there) {
+    auto real = os::real_path(target);
+    if (real || os::exists(target, false)) return real;  // else it is gone by now
+  }
   const std::string_view last = file_name(target);
   if (last == "." || last == "..") return refuse("the output path does not name a folder");
   return target;
@@ -6670,9 +10112,12 @@ inline result<void> check_replaceable(const std::string& target, const std::stri
   const auto refuse = [&](const std::string& what) {
     return failure{.code = errc::denied, .what = what, .file = shown, .advice = "choose another output path"};
   };
-  for (const std::string& source : sources)
-    if (const auto real = os::real_path(source); real && inside(real.value()))
-      return refuse("replacing the output folder would delete the source " + quoted(source));
+  for (const std::string& source : sources) {
+    TENSORSMITH_TRY(const auto there, os::status_if_any(source));
+    if (!there) continue;
+    TENSORSMITH_TRY(const std::string real, os::real_path(source));  // what cannot be told is not put at risk
+    if (inside(real)) return refuse("replacing the output folder would delete the source " + quoted(source));
+  }
   if (const auto here = os::real_path("."); here && inside(here.value()))
     return refuse("replacing the output folder would delete the working directory");
   return {};
@@ -6691,15 +10136,25 @@ class created_folders {
     for (auto path = made_.rbegin(); path != made_.rend(); ++path) os::remove_empty_folder(*path);
   }
 
+  /// @fails path (a file has the name of a folder), io
   static result<created_folders> make(const std::string& path) {
     created_folders out;
+    if (os::exists(path) && !os::is_folder(path))
+      return failure{.code = errc::path, .what = "a file lies where the folder of the output belongs", .file = path,
+                     .expected = "a folder", .advice = "choose another path or remove the file"};
     std::vector<std::string> missing;
-    for (std::string at = path; !os::exists(at); at = std::string(parent_path(at))) missing.push_back(at);
+    for (std::string at = path; !os::exists(at) && at != "." && at != "/"; at = std::string(parent_path(at))) missing.push_back(at);
     for (auto at = missing.rbegin(); at != missing.rend(); ++at) {
+      out.made_.reserve(missing.size());
       TENSORSMITH_TRY(const bool made, os::make_folder(*at));
-      if (made) out.made_.push_back(*at);
+      if (made) out.made_.push_back(std::move(*at));
     }
     return out;
+  }
+  /// Makes the new names durable. @fails io
+  result<void> synchronize() const {
+    for (const std::string& path : made_) TENSORSMITH_CHECK(os::synchronize_folder(std::string(parent_path(path))));
+    return {};
   }
   void keep() noexcept { made_.clear(); }
 
@@ -6707,7 +10162,15 @@ class created_folders {
   std::vector<std::string> made_;
 };
 
-/// A folder with a temporary name, locked as long as this object lives.
+/// Failures of the steps of publishing speak of temporary names; users know the one they gave.
+template <class T>
+result<T> about(const std::string& shown, result<T> outcome) {
+  if (!outcome && outcome.error().file.find(".tensorsmith-") != std::string::npos) outcome.error().file = shown;
+  return outcome;
+}
+
+/// A folder with a temporary name, locked as long as this object lives. Only its owner can look into it: what is written there may
+/// replace a file that others must not read.
 class staging {
  public:
   staging() = default;
@@ -6720,29 +10183,32 @@ class staging {
   ~staging() { discard(); }
 
   const std::string& path() const noexcept { return path_; }
+  /// Where the output lies until it is published; also what it replaced, until that is removed.
+  std::string output() const { return join_path(path_, "output"); }
 
-  /// Makes `folder/.NAME.tensorsmith-<process>-<n>.tmp` and removes such folders whose process died.
+  /// Makes `folder/.NAME.tensorsmith-<process>-<number>.tmp` and removes such folders whose process died.
   static result<staging> make_folder(const std::string& folder, std::string_view name) {
     const std::string prefix = name_prefix(name);
-    reclaim(folder, prefix);
+    const std::string number = std::to_string(os::process_number()) + "-" + std::to_string(os::random_number());
     for (unsigned n = 0; n < 10'000; ++n) {
       staging out;
-      const std::string path =
-          join_path(folder, prefix + std::to_string(os::process_number()) + "-" + std::to_string(n) + std::string(suffix));
-      TENSORSMITH_TRY(const bool made, os::make_folder(path));
+      std::string path = join_path(folder, prefix + number + (n == 0 ? "" : "-" + std::to_string(n)) + std::string(suffix));
+      TENSORSMITH_TRY(const bool made, os::make_new_folder(path, 0700));
       if (!made) continue;
-      out.path_ = path;
-      auto opened = os::open_folder(path, false);
+      out.path_.swap(path);  // from here on it is removed at the end
+      auto opened = os::open_folder(out.path_, false);
       if (!opened) {
-        if (!os::exists(path, false)) { out.path_.clear(); continue; }
+        if (!os::exists(out.path_, false)) { out.path_.clear(); continue; }
         return std::move(opened).error();
       }
       out.lock_ = std::move(opened).value();
       // Another run may have taken the new folder for a leftover in the moment before this lock: then take another name.
-      if (os::try_lock(out.lock_) == os::lock_state::held_elsewhere || !os::exists(path, false)) {
+      const os::lock_state lock = os::try_lock(out.lock_);
+      if (lock == os::lock_state::held_elsewhere || !os::exists(out.path_, false)) {
         out.path_.clear();
         continue;
       }
+      if (lock == os::lock_state::taken && locks_exclude(out.path_)) reclaim(folder, prefix, out.path_);
       return out;
     }
     return failure{.code = errc::io, .what = "no temporary name is free", .file = join_path(folder, prefix)};
@@ -6751,35 +10217,8 @@ class staging {
   /// Removes the folder and what it holds.
   void discard() noexcept {
     if (path_.empty()) return;
-    os::remove_tree(path_);
+    os::remove_tree(path_, std::move(lock_));
     path_.clear();
-    lock_.reset();
-  }
-
-  /// Renames the folder to `target`; with `force`, a folder there is exchanged with it and removed afterwards.
-  result<void> move_to(const std::string& target, const std::string& shown, bool force) {
-    TENSORSMITH_TRY(const bool renamed, os::rename_new(path_, target));
-    if (renamed) {
-      path_.clear();
-      return {};
-    }
-    if (!force)
-      return failure{.code = errc::path, .what = "the output folder appeared while it was being written", .file = shown,
-                     .advice = "another run writes there; pass --force to replace it, or choose another path"};
-    if (!os::is_folder(target))
-      return failure{.code = errc::path, .what = "the output path became a file while it was being written", .file = shown};
-    TENSORSMITH_TRY(const bool exchanged, os::exchange(path_, target));
-    if (!exchanged) {  // no exchange here: two renames, and back if the second fails
-      const std::string aside = path_ + ".old";
-      TENSORSMITH_CHECK(os::rename_over(target, aside));
-      if (auto moved = os::rename_over(path_, target); !moved) {
-        (void)os::rename_over(aside, target);
-        return moved;
-      }
-      path_ = aside;
-    }
-    discard();  // the old folder, which has the temporary name now
-    return {};
   }
 
  private:
@@ -6788,12 +10227,19 @@ class staging {
   /// Names are cut so that the temporary one stays within the 255 bytes of a file name.
   static std::string name_prefix(std::string_view name) { return "." + std::string(name.substr(0, 180)) + ".tensorsmith-"; }
 
-  static void reclaim(const std::string& folder, const std::string& prefix) {
+  /// Some file systems grant every lock. A lock that can be taken twice says nothing about other runs.
+  static bool locks_exclude(const std::string& locked) {
+    const auto again = os::open_folder(locked, false);
+    return again && os::try_lock(again.value()) == os::lock_state::held_elsewhere;
+  }
+
+  static void reclaim(const std::string& folder, const std::string& prefix, const std::string& own) {
     const auto names = os::list_folder(folder);
     if (!names) return;  // a folder that may be written but not listed: nothing to find
     for (const std::string& name : names.value()) {
       if (!name.starts_with(prefix) || !name.ends_with(suffix)) continue;
       const std::string path = join_path(folder, name);
+      if (path == own) continue;
       const auto status = os::status_of(path, false);
       if (!status || status.value().kind != os::file_kind::folder) continue;
       const auto opened = os::open_folder(path, false);
@@ -6803,6 +10249,90 @@ class staging {
 
   std::string path_;
   os::descriptor lock_;
+};
+
+/// The last step of publishing: gives what is staged its final name. Taken back at the end of this object unless kept.
+class final_rename {
+ public:
+  final_rename() = default;
+  final_rename(final_rename&& other) noexcept
+      : state_(std::exchange(other.state_, state::nothing)), staged_(std::move(other.staged_)), target_(std::move(other.target_)),
+        aside_(std::move(other.aside_)), output_(other.output_) {}
+  final_rename& operator=(final_rename&&) = delete;
+  ~final_rename() {
+    if (state_ != state::nothing) take_back();
+  }
+
+  /// With `force`, what lies at the target is exchanged with it in one step and lies at `staged` then; where the system has no
+  /// exchange, at `aside`. `shown`: the target in messages. @fails path (something is in the way), io
+  static result<final_rename> make(const std::string& staged, const std::string& target, const std::string& aside,
+                                   const std::string& shown, bool force) {
+    final_rename out;
+    out.staged_ = staged, out.target_ = target, out.aside_ = aside;
+    TENSORSMITH_TRY(out.output_, os::status_of(staged, false));
+    const bool folder = out.output_.kind == os::file_kind::folder;
+    for (int attempt = 0; attempt < 100; ++attempt) {  // with force, runs that replace each other may get in between
+      TENSORSMITH_TRY(const bool renamed, os::rename_new(staged, target));
+      if (renamed) {
+        out.state_ = state::renamed;
+        return out;
+      }
+      if (!force)
+        return failure{.code = errc::path, .what = std::string("the output ") + (folder ? "folder" : "file") + " appeared while it was being written",
+                       .file = shown, .advice = "another run writes there; pass --force to replace it, or choose another path"};
+      TENSORSMITH_TRY(const bool exchanged, os::exchange(staged, target));
+      if (exchanged) {
+        out.state_ = state::exchanged;
+        const auto old = os::status_of(staged, false);
+        if (!old || old.value().kind != out.output_.kind) return in_the_way(folder, shown);  // and back
+        return out;
+      }
+      TENSORSMITH_TRY(const auto there, os::status_if_any(target, false));
+      if (!there) continue;
+      if (there->kind != out.output_.kind) return in_the_way(folder, shown);
+      TENSORSMITH_CHECK(out.replace_in_two_steps(folder));
+      return out;
+    }
+    return failure{.code = errc::busy, .what = "the output path comes and goes", .file = shown, .advice = "let one run at a time write there"};
+  }
+
+  void keep() noexcept { state_ = state::nothing; }
+
+ private:
+  enum class state : std::uint8_t { nothing, renamed, exchanged, replaced };
+
+  static failure in_the_way(bool folder, const std::string& shown) {
+    const std::string what = std::string("the output path became ") + (folder ? "no folder" : "no file");
+    return failure{.code = errc::path, .what = what + " while it was being written", .file = shown};
+  }
+
+  result<void> replace_in_two_steps(bool folder) {
+    const bool linked = !folder && os::hard_link(target_, aside_).has_value();  // a file has no moment without its name then
+    if (!linked) TENSORSMITH_CHECK(os::rename_over(target_, aside_));
+    if (auto moved = os::rename_over(staged_, target_); !moved) {
+      (void)os::rename_over(aside_, target_);
+      return moved;
+    }
+    state_ = state::replaced;
+    return {};
+  }
+
+  void take_back() noexcept {
+    try {
+      const auto there = os::status_of(target_, false);
+      if (!there || !there.value().same_file(output_)) return;  // another run's by now
+      if (state_ == state::renamed) (void)os::rename_over(target_, staged_);
+      if (state_ == state::exchanged) (void)os::exchange(staged_, target_);
+      if (state_ != state::replaced) return;
+      if (output_.kind == os::file_kind::folder) (void)os::rename_over(target_, staged_);
+      (void)os::rename_over(aside_, target_);
+    } catch (const std::exception&) {  // no memory for a message: it stays published
+    }
+  }
+
+  state state_ = state::nothing;
+  std::string staged_, target_, aside_;
+  os::file_status output_;
 };
 
 /// Files that took the place of others in an existing folder; put back unless kept.
@@ -6822,19 +10352,28 @@ class replaced_files {
     for (auto path = folders_.rbegin(); path != folders_.rend(); ++path) os::remove_empty_folder(*path);
   }
 
-  void made_folder(std::string path) { folders_.push_back(std::move(path)); }
+  /// Makes a folder that is removed again unless kept. @fails io
+  result<void> make_folder(const std::string& path) {
+    folders_.push_back(path);  // before it exists, in case that there is no memory
+    const auto made = os::make_folder(path);
+    if (!made || !made.value()) folders_.pop_back();
+    if (!made) return made.error();
+    return {};
+  }
 
   /// Renames `from` to `to`. A file there stays reachable as `backup`; a link keeps its name in place until the rename, so that
   /// there is no moment without a file.
   result<void> replace(const std::string& from, const std::string& to, const std::string& backup) {
-    if (!os::exists(to, false)) {
+    step next{to, os::exists(to, false) ? backup : std::string()};
+    done_.reserve(done_.size() + 1);  // no memory is needed between a step and its note
+    if (next.backup.empty()) {
       TENSORSMITH_TRY(const bool renamed, os::rename_new(from, to));
       if (!renamed) return failure{.code = errc::path, .what = "the output file appeared while it was being written", .file = to};
-      done_.push_back({to, {}});
+      done_.push_back(std::move(next));
       return {};
     }
     if (!os::hard_link(to, backup)) TENSORSMITH_CHECK(os::rename_over(to, backup));
-    done_.push_back({to, backup});
+    done_.push_back(std::move(next));
     return os::rename_over(from, to);
   }
   void keep() noexcept {
@@ -6968,12 +10507,12 @@ struct publish_options {
   std::vector<std::string> sources{};
 };
 
-/// Refuses to publish what was copied from files that changed meanwhile: asks every source that is stored unchanged in the work.
+/// Refuses to publish what was made from files that changed meanwhile: asks every source of the work.
 /// @fails integrity
 inline result<void> check_sources_unchanged(std::span<const placement> work) {
   std::vector<std::shared_ptr<const byte_source>> sources;
   for (const placement& p : work)
-    if (auto bytes = p.source->stored(); bytes && (sources.empty() || sources.back() != bytes->source)) sources.push_back(bytes->source);
+    p.source->add_sources(sources);
   std::sort(sources.begin(), sources.end());
   sources.erase(std::unique(sources.begin(), sources.end()), sources.end());
   for (const auto& source : sources) TENSORSMITH_CHECK(source->check_unchanged());
@@ -6995,7 +10534,10 @@ class folder_publication {
     TENSORSMITH_CHECK(out.check_target());
     TENSORSMITH_TRY(out.parents_, detail::created_folders::make(std::string(parent_path(out.target_))));
     const std::string beside = out.merging_ ? out.target_ : std::string(parent_path(out.target_));
-    TENSORSMITH_TRY(out.staging_, detail::staging::make_folder(beside, file_name(out.target_)));
+    TENSORSMITH_TRY(out.staging_, detail::about(out.shown_, detail::staging::make_folder(beside, file_name(out.target_))));
+    out.content_ = out.staging_.output();
+    TENSORSMITH_TRY(const bool made, detail::about(out.shown_, os::make_new_folder(out.content_, 0777)));
+    if (!made) return failure{.code = errc::io, .what = "the temporary folder is in use", .file = out.content_};
     return out;
   }
 
@@ -7007,7 +10549,7 @@ class folder_publication {
   }
 
   /// Where the files lie until the commit.
-  const std::string& staging_path() const noexcept { return staging_.path(); }
+  const std::string& staging_path() const noexcept { return content_; }
   /// The target as the user gave it.
   const std::string& target() const noexcept { return shown_; }
   /// True if files are being added to a folder that exists.
@@ -7017,7 +10559,7 @@ class folder_publication {
   /// @fails path (the name leaves the folder), mismatch (it exists already), no_space, io
   result<std::shared_ptr<output_file>> create(std::string_view relative, std::uint64_t size) {
     TENSORSMITH_TRY(const std::string path, prepare_name(relative));
-    TENSORSMITH_TRY(auto file, output_file::create(path, size, join_path(shown_, relative)));
+    TENSORSMITH_TRY(auto file, output_file::create(path, size, join_path(shown_, relative), descriptors_));
     files_.push_back({std::string(relative), file});
     return file;
   }
@@ -7026,6 +10568,13 @@ class folder_publication {
   result<void> write_text(std::string_view relative, std::string_view text) {
     TENSORSMITH_TRY(const auto file, create(relative, text.size()));
     return file->write_at(0, std::as_bytes(std::span(text)));
+  }
+
+  /// Brings a complete file to the disk and closes it now, so that a folder of very many files needs few descriptors. Without this,
+  /// commit() does it. @fails no_space, io
+  result<void> settle(const std::shared_ptr<output_file>& file) {
+    TENSORSMITH_CHECK(file->sync());
+    return file->close();
   }
 
   /// Copies a source into the file `relative`, in the kernel where possible.
@@ -7055,7 +10604,8 @@ class folder_publication {
     if (status.kind != os::file_kind::regular)
       return failure{.code = errc::path, .what = "the path is no regular file", .file = source, .found = std::string(os::kind_name(status.kind))};
     TENSORSMITH_TRY(auto file, output_file::create(path, 0, join_path(shown_, relative)));
-    if (os::clone_file(from, file->file())) {
+    TENSORSMITH_TRY(const bool cloned, clone_into(*file, from));
+    if (cloned) {
       files_.push_back({std::string(relative), std::move(file)});
       return link_kind::clone;
     }
@@ -7069,25 +10619,7 @@ class folder_publication {
   /// Brings everything to the disk and makes it appear at the target in one step (when merging: file by file in the order of
   /// creation, undone if one fails; the last file created is the last to appear). @fails path (something appeared at the
   /// target meanwhile), no_space, io
-  result<void> commit() {
-    for (const staged& f : files_)
-      if (f.file) f.file->start_writeback();
-    for (const staged& f : files_) {
-      if (!f.file) continue;
-      TENSORSMITH_CHECK(f.file->sync());
-      TENSORSMITH_CHECK(f.file->close());
-    }
-    TENSORSMITH_CHECK(keep_modes());
-    for (const std::string& folder : folders_) TENSORSMITH_CHECK(os::synchronize_folder(join_path(staging_.path(), folder)));
-    TENSORSMITH_CHECK(os::synchronize_folder(staging_.path()));
-    if (merging_) {
-      TENSORSMITH_CHECK(merge());
-    } else {
-      TENSORSMITH_CHECK(staging_.move_to(target_, shown_, options_.force));
-    }
-    parents_.keep();
-    return os::synchronize_folder(std::string(parent_path(target_)));
-  }
+  result<void> commit() { return detail::about(shown_, publish()); }
 
  private:
   struct staged {
@@ -7096,6 +10628,28 @@ class folder_publication {
   };
 
   folder_publication() = default;
+
+  result<void> publish() {
+    for (const staged& f : files_)
+      if (f.file && !f.file->closed()) f.file->start_writeback();
+    for (const staged& f : files_)
+      if (f.file && !f.file->closed()) TENSORSMITH_CHECK(settle(f.file));
+    TENSORSMITH_CHECK(keep_modes());
+    for (const std::string& folder : folders_) TENSORSMITH_CHECK(os::synchronize_folder(join_path(content_, folder)));
+    TENSORSMITH_CHECK(os::synchronize_folder(content_));
+    if (merging_) {
+      TENSORSMITH_CHECK(merge());
+    } else {
+      TENSORSMITH_TRY(auto moved, detail::final_rename::make(content_, target_, join_path(staging_.path(), "old"), shown_, options_.force));
+      TENSORSMITH_CHECK(os::synchronize_folder(std::string(parent_path(target_))));
+      TENSORSMITH_CHECK(parents_.synchronize());
+      moved.keep();
+    }
+    parents_.keep();
+    files_.clear();
+    staging_.discard();  // what was replaced goes with it
+    return {};
+  }
 
   result<void> check_target() {
     if (!os::exists(target_, false)) return {};
@@ -7116,33 +10670,37 @@ class folder_publication {
     TENSORSMITH_CHECK(check_relative_path(relative, shown_, "output file"));
     for (std::size_t slash = relative.find('/'); slash != std::string_view::npos; slash = relative.find('/', slash + 1)) {
       const std::string folder(relative.substr(0, slash));
-      TENSORSMITH_TRY(const bool made, os::make_folder(join_path(staging_.path(), folder)));
+      TENSORSMITH_TRY(const bool made, detail::about(join_path(shown_, folder), os::make_folder(join_path(content_, folder))));
       if (made) folders_.insert(folders_.begin(), folder);  // inner folders come first: they are synchronized first
     }
-    std::string path = join_path(staging_.path(), relative);
+    std::string path = join_path(content_, relative);
     if (os::exists(path, false))
       return failure{.code = errc::mismatch, .what = "two output files get the name " + quoted(relative), .file = shown_};
     return path;
   }
 
+  static result<bool> clone_into(const output_file& file, const os::descriptor& from) {
+    TENSORSMITH_TRY(const pooled_file::use to, file.hold());
+    return os::clone_file(from, to.descriptor());
+  }
+
   /// A file that replaces another never becomes readable for more people than the old one.
   result<void> keep_modes() const {
-    if (!os::exists(target_)) return {};
+    TENSORSMITH_TRY(const auto folder, os::status_if_any(target_));
+    if (!folder) return {};
     for (const staged& f : files_) {
       if (!f.file) continue;
-      if (const auto old = os::status_of(join_path(target_, f.relative)))
-        TENSORSMITH_CHECK(os::set_mode(join_path(staging_.path(), f.relative), old.value().mode));
+      TENSORSMITH_TRY(const auto old, os::status_if_any(join_path(target_, f.relative)));
+      if (old) TENSORSMITH_CHECK(os::set_mode(join_path(content_, f.relative), old->mode & detail::kept_mode));
     }
-    if (merging_) return {};
-    TENSORSMITH_TRY(const os::file_status old, os::status_of(target_));
-    return os::set_mode(staging_.path(), old.mode);
+    return merging_ ? result<void>() : os::set_mode(content_, folder->mode);
   }
 
   /// Moves the staged files into the existing folder. What they replace is kept until all of them are in place.
   result<void> merge() {
     std::vector<std::string> todo;
     for (const staged& f : files_) {
-      const std::string from = join_path(staging_.path(), f.relative), to = join_path(target_, f.relative);
+      const std::string from = join_path(content_, f.relative), to = join_path(target_, f.relative);
       if (os::exists(to, false)) {
         if (os::is_folder(to))
           return failure{.code = errc::path, .what = "a folder lies where an output file belongs", .file = join_path(shown_, f.relative),
@@ -7159,15 +10717,20 @@ class folder_publication {
     std::vector<std::string> touched;
     for (auto folder = folders_.rbegin(); folder != folders_.rend(); ++folder) {
       const std::string path = join_path(target_, *folder);
-      TENSORSMITH_TRY(const bool made, os::make_folder(path));
-      if (made) undo.made_folder(path);
+      TENSORSMITH_CHECK(undo.make_folder(path));
       touched.push_back(path);
     }
-    for (std::size_t i = 0; i < todo.size(); ++i)
-      TENSORSMITH_CHECK(undo.replace(join_path(staging_.path(), todo[i]), join_path(target_, todo[i]),
-                                     join_path(staging_.path(), ".replaced-" + std::to_string(i))));
-    for (auto path = touched.rbegin(); path != touched.rend(); ++path) TENSORSMITH_CHECK(os::synchronize_folder(*path));
-    TENSORSMITH_CHECK(os::synchronize_folder(target_));
+    const auto synchronize = [&]() -> result<void> {
+      for (auto path = touched.rbegin(); path != touched.rend(); ++path) TENSORSMITH_CHECK(os::synchronize_folder(*path));
+      return os::synchronize_folder(target_);
+    };
+    for (std::size_t i = 0; i < todo.size(); ++i) {
+      // The last file is the one that readers look for first: what it speaks of is on the disk before it.
+      if (i + 1 == todo.size() && i != 0) TENSORSMITH_CHECK(synchronize());
+      TENSORSMITH_CHECK(undo.replace(join_path(content_, todo[i]), join_path(target_, todo[i]),
+                                     join_path(staging_.path(), "replaced-" + std::to_string(i))));
+    }
+    TENSORSMITH_CHECK(synchronize());
     undo.keep();
     return {};
   }
@@ -7177,6 +10740,8 @@ class folder_publication {
   bool merging_ = false;
   detail::created_folders parents_;  // destroyed after the staging folder inside them
   detail::staging staging_;
+  std::string content_;  // in the staging folder
+  std::shared_ptr<descriptor_pool> descriptors_ = std::make_shared<descriptor_pool>();
   std::vector<std::string> folders_;
   std::vector<staged> files_;
 };
@@ -7198,7 +10763,7 @@ class file_publication {
                        .advice = "pass --force to replace it, or choose another path"};
     }
     TENSORSMITH_TRY(out.parents_, detail::created_folders::make(std::string(parent_path(out.target_))));
-    TENSORSMITH_TRY(out.staging_, detail::staging::make_folder(std::string(parent_path(out.target_)), file_name(out.target_)));
+    TENSORSMITH_TRY(out.staging_, detail::about(target, detail::staging::make_folder(std::string(parent_path(out.target_)), file_name(out.target_))));
     return out;
   }
 
@@ -7211,31 +10776,31 @@ class file_publication {
 
   /// Creates the file with its final size. Called once. @fails no_space, io
   result<std::shared_ptr<output_file>> create(std::uint64_t size) {
-    TENSORSMITH_TRY(file_, output_file::create(join_path(staging_.path(), "file"), size, shown_));
+    TENSORSMITH_TRY(file_, output_file::create(staging_.output(), size, shown_));
     return file_;
   }
 
   /// Brings the file to the disk and makes it appear at the target in one step.
-  result<void> commit() {
+  result<void> commit() { return detail::about(shown_, publish()); }
+
+ private:
+  file_publication() = default;
+
+  result<void> publish() {
     if (!file_) return failure{.code = errc::internal, .what = "nothing was written", .file = shown_};
     TENSORSMITH_CHECK(file_->sync());
     TENSORSMITH_CHECK(file_->close());
     const std::string path = file_->path();
-    if (const auto old = os::status_of(target_)) TENSORSMITH_CHECK(os::set_mode(path, old.value().mode));
-    if (options_.force) {
-      TENSORSMITH_CHECK(os::rename_over(path, target_));
-    } else {
-      TENSORSMITH_TRY(const bool renamed, os::rename_new(path, target_));
-      if (!renamed)
-        return failure{.code = errc::path, .what = "the output file appeared while it was being written", .file = shown_,
-                       .advice = "another run writes there; pass --force to replace it, or choose another path"};
-    }
+    TENSORSMITH_TRY(const auto old, os::status_if_any(target_));
+    if (old) TENSORSMITH_CHECK(os::set_mode(path, old->mode & detail::kept_mode));
+    TENSORSMITH_TRY(auto moved, detail::final_rename::make(path, target_, join_path(staging_.path(), "old"), shown_, options_.force));
+    TENSORSMITH_CHECK(os::synchronize_folder(std::string(parent_path(target_))));
+    TENSORSMITH_CHECK(parents_.synchronize());
+    moved.keep();
     parents_.keep();
-    return os::synchronize_folder(std::string(parent_path(target_)));
+    staging_.discard();  // what was replaced goes with it
+    return {};
   }
-
- private:
-  file_publication() = default;
 
   publish_options options_;
   std::string target_, shown_;
@@ -7246,6 +10811,59 @@ class file_publication {
 
 TENSORSMITH_END_NAMESPACE
 #endif  // TENSORSMITH_HAS_IO_PUBLISH_HPP
+
+#ifndef TENSORSMITH_HAS_TENSOR_COMPARING_SINK_HPP
+#define TENSORSMITH_HAS_TENSOR_COMPARING_SINK_HPP
+// tensorsmith/tensor/comparing_sink.hpp: a sink that writes nothing and compares: for verifying an output before it is published.
+//
+// Include this in writers: run the same work a second time into a comparing_sink over the file that was written.
+
+TENSORSMITH_BEGIN_NAMESPACE
+
+/// Compares what is written into it with the bytes that lie at the same offset of a source. Thread-safe.
+/// @fails internal with the first offset that differs (of this call), io
+class comparing_sink final : public byte_sink {
+ public:
+  explicit comparing_sink(std::shared_ptr<const byte_source> written) : written_(std::move(written)) {}
+
+  const std::string& name() const noexcept override { return written_->name(); }
+
+  result<void> write_at(std::uint64_t offset, std::span<const std::byte> bytes) override {
+    if (offset > written_->size() || bytes.size() > written_->size() - offset)
+      return failure{.code = errc::internal, .what = "the output that was written is too short", .file = name(),
+                     .place = "byte offset " + std::to_string(offset), .expected = std::to_string(bytes.size()) + " bytes",
+                     .found = std::to_string(offset > written_->size() ? 0 : written_->size() - offset)};
+    if (const auto there = written_->resident(); !there.empty() || bytes.empty())
+      return bytes.empty() ? result<void>() : compare(offset, bytes, there.data() + offset);
+    constexpr std::size_t block = 256u << 10;  // stays in the L2 cache between the read and the comparison
+    const std::size_t most = std::min(block, bytes.size());
+    const auto buffer = std::make_unique_for_overwrite<std::byte[]>(most);
+    while (!bytes.empty()) {
+      const std::size_t count = std::min(most, bytes.size());
+      TENSORSMITH_CHECK(written_->read_at(offset, {buffer.get(), count}));
+      TENSORSMITH_CHECK(compare(offset, bytes.first(count), buffer.get()));
+      bytes = bytes.subspan(count);
+      offset += count;
+    }
+    return {};
+  }
+
+ private:
+  result<void> compare(std::uint64_t offset, std::span<const std::byte> bytes, const std::byte* there) const {
+    if (std::memcmp(bytes.data(), there, bytes.size()) == 0) return {};
+    std::size_t at = 0;
+    while (bytes[at] == there[at]) ++at;
+    return failure{.code = errc::internal, .what = "the output does not hold what was written into it", .file = name(),
+                   .place = "byte offset " + std::to_string(offset + at), .expected = "byte " + std::to_string(std::to_integer<int>(bytes[at])),
+                   .found = std::to_string(std::to_integer<int>(there[at])),
+                   .advice = "run again; if it comes back, check this machine's memory and disk"};
+  }
+
+  std::shared_ptr<const byte_source> written_;
+};
+
+TENSORSMITH_END_NAMESPACE
+#endif  // TENSORSMITH_HAS_TENSOR_COMPARING_SINK_HPP
 
 #ifndef TENSORSMITH_HAS_TENSOR_EXECUTOR_HPP
 #define TENSORSMITH_HAS_TENSOR_EXECUTOR_HPP
@@ -7413,21 +11031,35 @@ class execution {
     if (r.elements() == 0) return {};
     if (source.outputs().size() == 1) {
       if (!p.slots[0].sink) return {};
+      if (const auto there = place_of(p.slots[0], source.outputs()[0], r))
+        return source.produce(r, std::span<const tile>(&*there, 1), memory);
       TENSORSMITH_TRY(const view bytes, source.load(r, memory));
       return write_region(p.slots[0], source.outputs()[0], r, bytes);
     }
     std::vector<tile> tiles(source.outputs().size());
+    std::vector<bool> placed(tiles.size(), false);
     for (std::size_t k = 0; k < tiles.size(); ++k) {
       const region part = source.output_region(k, r);
+      const auto there = p.slots[k].sink ? place_of(p.slots[k], source.outputs()[k], part) : std::nullopt;
+      placed[k] = there.has_value();
       const std::size_t pitch = byte_count(source.outputs()[k].type, part.cols);
-      tiles[k] = {memory.take(pitch * part.rows).data(), pitch};
+      tiles[k] = there ? *there : tile{memory.take(pitch * part.rows).data(), pitch};
     }
     TENSORSMITH_CHECK(source.produce(r, tiles, memory));
     for (std::size_t k = 0; k < tiles.size(); ++k)
-      if (p.slots[k].sink)
+      if (p.slots[k].sink && !placed[k])
         TENSORSMITH_CHECK(write_region(p.slots[k], source.outputs()[k], source.output_region(k, r),
                                        {tiles[k].data, tiles[k].pitch}));
     return {};
+  }
+
+  /// Where a region goes, if its sink is plain memory that holds the whole tensor: no copy is needed then.
+  static std::optional<tile> place_of(const output_slot& slot, const tensor_info& info, region r) {
+    const std::span<std::byte> memory = slot.sink->resident();
+    const std::uint64_t bytes = info.bytes();
+    if (slot.offset > memory.size() || bytes > memory.size() - slot.offset) return std::nullopt;
+    const std::size_t pitch = byte_count(info.type, plane_of(info.shape).cols);
+    return tile{memory.data() + slot.offset + r.row * pitch + byte_count(info.type, r.col), pitch};
   }
 
   static result<void> write_region(const output_slot& slot, const tensor_info& info, region r, view bytes) {
@@ -7495,42 +11127,65 @@ struct safetensors_plan {
   std::uint64_t size = 0;              ///< bytes of the whole file
 };
 
-/// Lays out a catalog: element types in descending order of the reference implementation's table (so that every tensor is
-/// aligned to its element), then names; the header is padded with spaces to a multiple of 8. Metadata is sorted by key.
-/// @fails mismatch (no tensors, a reserved name), unsupported (an element type that the format lacks), limit (header too long)
-inline result<safetensors_plan> plan_safetensors(const catalog& tensors, safetensors_metadata metadata = {}, const limits& bounds = {}) {
+namespace detail {
+
+/// Orders the members for the file. @fails unsupported (an element type that the format lacks), mismatch (a reserved name, no UTF-8)
+inline result<std::vector<std::size_t>> safetensors_order(const catalog& tensors, std::span<const std::size_t> members) {
   const auto entries = tensors.entries();
-  if (entries.empty()) return failure{.code = errc::mismatch, .what = "there are no tensors to write"};
-  safetensors_plan plan;
-  std::vector<std::size_t> rank(entries.size());
-  for (std::size_t i = 0; i < entries.size(); ++i) {
-    const auto position = detail::safetensors_rank(entries[i].tensor.type());
-    if (!position)
+  std::vector<std::pair<std::size_t, std::size_t>> ranked;  // rank of the element type, position
+  ranked.reserve(members.size());
+  for (const std::size_t i : members) {
+    const auto rank = safetensors_rank(entries[i].tensor.type());
+    if (!rank)
       return failure{.code = errc::unsupported, .what = "safetensors has no element type " + std::string(name_of(entries[i].tensor.type())),
                      .place = "tensor " + quoted(entries[i].name), .advice = "cast it first"};
     std::size_t bad = 0;
     if (entries[i].name == "__metadata__" || !is_utf8(entries[i].name, bad))
       return failure{.code = errc::mismatch, .what = "a tensor cannot have this name in safetensors", .place = "tensor " + quoted(entries[i].name),
                      .expected = "UTF-8 text other than '__metadata__'"};
-    rank[i] = *position;
-    plan.order.push_back(i);
+    ranked.emplace_back(*rank, i);
   }
-  std::sort(plan.order.begin(), plan.order.end(), [&](std::size_t a, std::size_t b) {
-    return rank[a] != rank[b] ? rank[a] > rank[b] : entries[a].name < entries[b].name;
+  std::sort(ranked.begin(), ranked.end(), [&](const auto& a, const auto& b) {
+    return a.first != b.first ? a.first > b.first : entries[a.second].name < entries[b.second].name;
   });
+  std::vector<std::size_t> order(ranked.size());
+  std::transform(ranked.begin(), ranked.end(), order.begin(), [](const auto& r) { return r.second; });
+  return order;
+}
 
-  std::string json = "{";
-  if (!metadata.empty()) {
-    std::sort(metadata.begin(), metadata.end());
-    json += "\"__metadata__\":{";
-    for (std::size_t i = 0; i < metadata.size(); ++i) {
-      if (i) json += ',';
-      append_json_string(json, metadata[i].first);
-      json += ':';
-      append_json_string(json, metadata[i].second);
-    }
-    json += '}';
+/// @fails mismatch (a key twice)
+inline result<void> append_safetensors_metadata(std::string& json, safetensors_metadata metadata) {
+  if (metadata.empty()) return {};
+  std::sort(metadata.begin(), metadata.end());
+  const auto twice = std::adjacent_find(metadata.begin(), metadata.end(), [](const auto& a, const auto& b) { return a.first == b.first; });
+  if (twice != metadata.end())
+    return failure{.code = errc::mismatch, .what = "the key " + quoted(twice->first) + " appears twice in the metadata", .expected = "unique keys"};
+  json += "\"__metadata__\":{";
+  for (std::size_t i = 0; i < metadata.size(); ++i) {
+    if (i) json += ',';
+    append_json_string(json, metadata[i].first);
+    json += ':';
+    append_json_string(json, metadata[i].second);
   }
+  json += '}';
+  return {};
+}
+
+}  // namespace detail
+
+/// Lays out the tensors at the positions `members` of a catalog: element types in descending order of the reference
+/// implementation's table (so that every tensor is aligned to its element), then names; the header is padded with spaces to a
+/// multiple of 8. Metadata is sorted by key.
+/// @fails mismatch (no tensors, a reserved name, a key twice), unsupported (an element type that the format lacks), limit (header too long)
+inline result<safetensors_plan> plan_safetensors_part(const catalog& tensors, std::span<const std::size_t> members,
+                                                      const safetensors_metadata& metadata = {}, const limits& bounds = {}) {
+  if (members.empty()) return failure{.code = errc::mismatch, .what = "there are no tensors to write"};
+  const auto entries = tensors.entries();
+  safetensors_plan plan;
+  TENSORSMITH_TRY(plan.order, detail::safetensors_order(tensors, members));
+  plan.offsets.reserve(plan.order.size());
+  std::string json = "{";
+  TENSORSMITH_CHECK(detail::append_safetensors_metadata(json, metadata));
   std::uint64_t at = 0;
   for (const std::size_t i : plan.order) {
     const tensor_info& info = entries[i].tensor.info();
@@ -7548,7 +11203,8 @@ inline result<safetensors_plan> plan_safetensors(const catalog& tensors, safeten
   json.append((8 - json.size() % 8) % 8, ' ');
   if (json.size() > bounds.safetensors_header_bytes)
     return failure{.code = errc::limit, .what = "the header of the output would be too long for other readers",
-                   .expected = "at most " + std::to_string(bounds.safetensors_header_bytes) + " bytes", .found = std::to_string(json.size())};
+                   .expected = "at most " + std::to_string(bounds.safetensors_header_bytes) + " bytes", .found = std::to_string(json.size()),
+                   .advice = "write several files (--shard-size), or raise limits::safetensors_header_bytes (--max-header)"};
   for (int i = 0; i < 8; ++i) plan.header += static_cast<char>(static_cast<unsigned char>(json.size() >> (8 * i)));
   plan.header += json;
   for (std::uint64_t& offset : plan.offsets) offset += plan.header.size();
@@ -7556,27 +11212,91 @@ inline result<safetensors_plan> plan_safetensors(const catalog& tensors, safeten
   return plan;
 }
 
-/// The work of writing the planned tensors into `sink`: one placement a recipe, with all of its outputs that are wanted.
-inline std::vector<placement> safetensors_placements(const safetensors_plan& plan, const catalog& tensors, byte_sink& sink) {
-  std::vector<placement> work;
-  std::map<const recipe*, std::size_t> first;  // the placement that was started for a recipe
-  for (std::size_t k = 0; k < plan.order.size(); ++k) {
-    const catalog_entry& e = tensors.entries()[plan.order[k]];
-    auto known = first.find(e.tensor.source.get());
-    if (known == first.end() || work[known->second].slots[e.tensor.output].sink) {  // new, or an output under two names
-      first[e.tensor.source.get()] = work.size();
-      work.push_back({e.tensor.source, std::vector<output_slot>(e.tensor.source->outputs().size()), e.name});
-      known = first.find(e.tensor.source.get());
+/// Lays out all tensors of a catalog. @fails as above
+inline result<safetensors_plan> plan_safetensors(const catalog& tensors, const safetensors_metadata& metadata = {}, const limits& bounds = {}) {
+  std::vector<std::size_t> all(tensors.size());
+  for (std::size_t i = 0; i < all.size(); ++i) all[i] = i;
+  return plan_safetensors_part(tensors, all, metadata, bounds);
+}
+
+/// The work of writing some planned files: one placement a recipe, with all of its outputs that are wanted.
+class safetensors_work {
+ public:
+  explicit safetensors_work(const catalog& tensors) : tensors_(tensors) {}
+
+  /// Adds what `plan` (of the same catalog) puts into `sink`. The header is not part of it.
+  void add(const safetensors_plan& plan, byte_sink& sink) {
+    for (std::size_t k = 0; k < plan.order.size(); ++k) {
+      const catalog_entry& e = tensors_.entries()[plan.order[k]];
+      const std::size_t outputs = e.tensor.source->outputs().size();
+      std::size_t at = placements_.size();
+      if (outputs > 1) {
+        const auto known = first_.find(e.tensor.source.get());
+        if (known != first_.end() && !placements_[known->second].slots[e.tensor.output].sink) at = known->second;
+        else first_[e.tensor.source.get()] = at;  // new, or an output under two names
+      }
+      if (at == placements_.size()) placements_.push_back({e.tensor.source, std::vector<output_slot>(outputs), e.name});
+      placements_[at].slots[e.tensor.output] = {&sink, plan.offsets[k]};
     }
-    work[known->second].slots[e.tensor.output] = {&sink, plan.offsets[k]};
   }
-  return work;
+  const std::vector<placement>& placements() const& noexcept { return placements_; }
+  std::vector<placement> placements() && noexcept { return std::move(placements_); }
+
+ private:
+  const catalog& tensors_;
+  std::vector<placement> placements_;
+  std::map<const recipe*, std::size_t> first_;  // the placement that was started for a recipe of several outputs
+};
+
+/// The work of writing one planned file.
+inline std::vector<placement> safetensors_placements(const safetensors_plan& plan, const catalog& tensors, byte_sink& sink) {
+  safetensors_work work(tensors);
+  work.add(plan, sink);
+  return std::move(work).placements();
+}
+
+/// One file of a set that is written together: its plan, and where its bytes go.
+struct safetensors_output {
+  const safetensors_plan* plan = nullptr;
+  std::shared_ptr<output_file> file;
+};
+
+/// Produces the tensors of planned files, and their headers. With `verify`, everything is produced once more and compared with what
+/// the files then hold. The sources are asked whether they changed meanwhile. Nothing is published.
+/// @fails integrity (a source changed), internal (the comparison), io, no_space, cancelled, and what the recipes fail with
+inline result<void> produce_safetensors(const catalog& tensors, std::span<const safetensors_output> files, bool verify, const job& run) {
+  safetensors_work work(tensors);
+  for (const safetensors_output& f : files) {
+    TENSORSMITH_CHECK(f.file->write_at(0, std::as_bytes(std::span(f.plan->header))));
+    work.add(*f.plan, *f.file);
+  }
+  TENSORSMITH_CHECK(execute(work.placements(), run));
+  if (verify) {
+    std::deque<comparing_sink> sinks;
+    safetensors_work again(tensors);
+    for (const safetensors_output& f : files) {
+      TENSORSMITH_TRY(auto written, open_file(f.file->path(), f.file->name()));
+      if (written->size() != f.plan->size)
+        return failure{.code = errc::internal, .what = "the output has another length than planned", .file = f.file->name(),
+                       .expected = std::to_string(f.plan->size) + " bytes", .found = std::to_string(written->size())};
+      sinks.emplace_back(std::move(written));
+      TENSORSMITH_CHECK(sinks.back().write_at(0, std::as_bytes(std::span(f.plan->header))));
+      again.add(*f.plan, sinks.back());
+    }
+    if (auto same = execute(again.placements(), run); !same) {
+      // A source that was changed between the two passes is the better explanation.
+      TENSORSMITH_CHECK(check_sources_unchanged(work.placements()));
+      return same;
+    }
+  }
+  return check_sources_unchanged(work.placements());
 }
 
 /// What write_safetensors may be told.
 struct safetensors_write_options {
   safetensors_metadata metadata{};  ///< diffusers and transformers write {"format": "pt"}
   bool force = false;               ///< replace an existing file
+  bool verify = false;              ///< produce everything twice: written, then compared with the file before it is published
 };
 
 /// What was written.
@@ -7593,16 +11313,709 @@ inline result<safetensors_written> write_safetensors(const catalog& tensors, con
   TENSORSMITH_TRY(const safetensors_plan plan, plan_safetensors(tensors, options.metadata, run.limits));
   TENSORSMITH_TRY(auto output, file_publication::begin(path, {.force = options.force}));
   TENSORSMITH_TRY(const auto file, output.create(plan.size));
-  TENSORSMITH_CHECK(file->write_at(0, std::as_bytes(std::span(plan.header))));
-  const auto work = safetensors_placements(plan, tensors, *file);
-  TENSORSMITH_CHECK(execute(work, run));
-  TENSORSMITH_CHECK(check_sources_unchanged(work));
+  const safetensors_output whole{&plan, file};
+  TENSORSMITH_CHECK(produce_safetensors(tensors, {&whole, 1}, options.verify, run));
   TENSORSMITH_CHECK(output.commit());
   return safetensors_written{path, plan.size, tensors.size()};
 }
 
 TENSORSMITH_END_NAMESPACE
 #endif  // TENSORSMITH_HAS_FORMAT_SAFETENSORS_WRITE_HPP
+
+#ifndef TENSORSMITH_HAS_FORMAT_SAFETENSORS_WRITE_SHARDED_HPP
+#define TENSORSMITH_HAS_FORMAT_SAFETENSORS_WRITE_SHARDED_HPP
+// tensorsmith/format/safetensors/write_sharded.hpp: a catalog as several safetensors files and the index that joins them.
+//
+// Include this for write_safetensors_sharded, or, to put such files into a folder of one's own (a component of a pipeline), for
+// plan_sharded_safetensors and write_planned_shards. Names are those of transformers and diffusers.
+
+TENSORSMITH_BEGIN_NAMESPACE
+
+/// The name of file `k` (from 0) of `count`: "model-00002-of-00003.safetensors"; "model.safetensors" if it is the only one. A variant
+/// stands before the number: "model.fp16-00002-of-00003.safetensors", "model.fp16.safetensors".
+inline std::string shard_file_name(std::string_view stem, std::string_view variant, std::size_t k, std::size_t count) {
+  const auto five_digits = [](std::size_t n) {
+    const std::string digits = std::to_string(n);
+    return std::string(digits.size() < 5 ? 5 - digits.size() : 0, '0') + digits;
+  };
+  std::string out(stem);
+  if (!variant.empty()) out.append(".").append(variant);
+  if (count > 1) out += "-" + five_digits(k + 1) + "-of-" + five_digits(count);
+  return out + ".safetensors";
+}
+
+/// The name of the index: "model.safetensors.index.json"; with a variant "model.safetensors.index.fp16.json".
+inline std::string shard_index_name(std::string_view stem, std::string_view variant) {
+  return std::string(stem) + ".safetensors.index." + (variant.empty() ? std::string() : std::string(variant) + ".") + "json";
+}
+
+/// Which tensors (positions in the catalog) go into which file: in the catalog's order, a file is closed when the next tensor would
+/// bring its payload above `max_bytes`; a tensor that is larger lies in a file of its own. 0: one file.
+inline std::vector<std::vector<std::size_t>> plan_shards(const catalog& tensors, std::uint64_t max_bytes) {
+  std::vector<std::vector<std::size_t>> shards;
+  std::uint64_t filled = 0;
+  for (std::size_t i = 0; i < tensors.size(); ++i) {
+    const std::uint64_t bytes = tensors.entries()[i].tensor.info().bytes();
+    if (shards.empty() || (max_bytes != 0 && (filled > max_bytes || bytes > max_bytes - filled))) {
+      shards.emplace_back();
+      filled = 0;
+    }
+    shards.back().push_back(i);
+    filled += bytes;
+  }
+  return shards;
+}
+
+/// The index of planned shards: {"metadata": {"total_size": payload bytes}, "weight_map": {tensor: file}}, sorted by tensor.
+inline std::string shard_index_text(const catalog& tensors, const std::vector<std::vector<std::size_t>>& shards, std::string_view stem,
+                                    std::string_view variant) {
+  std::vector<std::pair<std::string_view, std::size_t>> map;
+  map.reserve(tensors.size());
+  std::uint64_t total = 0;
+  for (std::size_t k = 0; k < shards.size(); ++k)
+    for (const std::size_t i : shards[k]) {
+      map.emplace_back(tensors.entries()[i].name, k);
+      total += tensors.entries()[i].tensor.info().bytes();
+    }
+  std::sort(map.begin(), map.end());
+  std::string out = "{\n  \"metadata\": {\n    \"total_size\": " + std::to_string(total) + "\n  },\n  \"weight_map\": {";
+  for (std::size_t i = 0; i < map.size(); ++i) {
+    out += i ? ",\n    " : "\n    ";
+    append_json_string(out, map[i].first);
+    out += ": ";
+    append_json_string(out, shard_file_name(stem, variant, map[i].second, shards.size()));
+  }
+  return out + "\n  }\n}\n";
+}
+
+/// The files of one catalog, laid out. An index only if there is more than one file.
+struct sharded_safetensors_plan {
+  std::vector<safetensors_plan> files;
+  std::vector<std::string> names;  ///< of `files`
+  std::string index_name, index_text;
+  std::uint64_t bytes = 0;         ///< of all files and the index
+};
+
+/// How a catalog is cut and named.
+struct shard_layout {
+  std::string stem = "model";             ///< "model", "diffusion_pytorch_model"
+  std::string variant{};                  ///< "fp16"; empty: none
+  std::uint64_t max_shard_bytes = 5'000'000'000;  ///< payload of one file; 0: one file
+};
+
+/// Lays out all files of a catalog. @fails as plan_safetensors; usage (more files than readers of indexes accept)
+inline result<sharded_safetensors_plan> plan_sharded_safetensors(const catalog& tensors, const shard_layout& layout,
+                                                                 const safetensors_metadata& metadata = {}, const limits& bounds = {}) {
+  if (tensors.empty()) return failure{.code = errc::mismatch, .what = "there are no tensors to write"};
+  constexpr std::size_t most = 10'000;  // what format/safetensors/sharded.hpp reads
+  const auto shards = plan_shards(tensors, layout.max_shard_bytes);
+  if (shards.size() > most)
+    return failure{.code = errc::usage, .what = "the shard size would make too many files", .expected = "at most " + std::to_string(most) + " files",
+                   .found = std::to_string(shards.size()) + " of at most " + std::to_string(layout.max_shard_bytes) + " bytes",
+                   .advice = "choose a larger --shard-size"};
+  sharded_safetensors_plan out;
+  for (std::size_t k = 0; k < shards.size(); ++k) {
+    TENSORSMITH_TRY(auto file, plan_safetensors_part(tensors, shards[k], metadata, bounds));
+    out.bytes += file.size;
+    out.files.push_back(std::move(file));
+    out.names.push_back(shard_file_name(layout.stem, layout.variant, k, shards.size()));
+  }
+  if (shards.size() > 1) {
+    out.index_name = shard_index_name(layout.stem, layout.variant);
+    out.index_text = shard_index_text(tensors, shards, layout.stem, layout.variant);
+    out.bytes += out.index_text.size();
+  }
+  return out;
+}
+
+/// Writes planned files, and the index if there is one, into `folder` ("unet/"; empty: the top) of a folder that is being published.
+/// A folder of many files is written a few files at a time, so that few of them are open.
+/// @fails as produce_safetensors; mismatch (a name is taken), no_space, io
+inline result<void> write_planned_shards(const catalog& tensors, const sharded_safetensors_plan& plan, std::string_view folder, bool verify,
+                                         folder_publication& output, const job& run) {
+  constexpr std::size_t together = 16;
+  const bool few = plan.files.size() <= together;  // then they are brought to the disk all at once, with what else is published
+  for (std::size_t first = 0; first < plan.files.size(); first += together) {
+    std::vector<safetensors_output> files;
+    for (std::size_t k = first; k < std::min(first + together, plan.files.size()); ++k) {
+      TENSORSMITH_TRY(auto file, output.create(std::string(folder) + plan.names[k], plan.files[k].size));
+      files.push_back({&plan.files[k], std::move(file)});
+    }
+    TENSORSMITH_CHECK(produce_safetensors(tensors, files, verify, run));
+    if (few) continue;
+    for (const safetensors_output& f : files) f.file->start_writeback();
+    for (const safetensors_output& f : files) TENSORSMITH_CHECK(output.settle(f.file));
+  }
+  if (plan.index_name.empty()) return {};
+  return output.write_text(std::string(folder) + plan.index_name, plan.index_text);
+}
+
+/// What write_safetensors_sharded may be told.
+struct sharded_write_options {
+  std::string stem = "model";
+  std::string variant{};
+  std::uint64_t max_shard_bytes = 5'000'000'000;  ///< payload of one file; 0: one file
+  safetensors_metadata metadata{};                ///< of every file
+  bool force = false;                             ///< replace an existing folder
+  bool verify = false;                            ///< compare all files with what was written before they are published
+  std::vector<std::string> sources{};             ///< paths that are being read: a folder that holds one of them is not replaced
+};
+
+/// What was written into a folder.
+struct sharded_written {
+  std::string path;                       ///< the folder
+  std::vector<safetensors_written> files;  ///< paths in the folder
+  std::string index;                      ///< name of the index; empty if one file was enough
+  std::uint64_t bytes = 0;                ///< of all files and the index
+  std::size_t tensors = 0;
+};
+
+/// Writes all tensors of a catalog as `folder`/STEM-0000k-of-0000n.safetensors and an index, or as STEM.safetensors alone if one
+/// file is enough. The folder appears when it is complete and on the disk.
+/// @fails as plan_sharded_safetensors; path (the folder exists), denied (force would delete a source), no_space, io, cancelled, …
+inline result<sharded_written> write_safetensors_sharded(const catalog& tensors, const std::string& folder, const sharded_write_options& options,
+                                                         const job& run) {
+  TENSORSMITH_TRY(const auto plan, plan_sharded_safetensors(tensors, {options.stem, options.variant, options.max_shard_bytes},
+                                                            options.metadata, run.limits));
+  TENSORSMITH_TRY(auto output, folder_publication::begin(folder, {.force = options.force, .sources = options.sources}));
+  if (const std::uint64_t free = os::free_space(output.staging_path()); free < plan.bytes)  // known before the first byte is written
+    return failure{.code = errc::no_space, .what = "the output does not fit on the disk", .file = folder,
+                   .expected = std::to_string(plan.bytes) + " bytes", .found = std::to_string(free) + " bytes free"};
+  TENSORSMITH_CHECK(write_planned_shards(tensors, plan, {}, options.verify, output, run));
+  TENSORSMITH_CHECK(output.commit());
+  sharded_written out{folder, {}, plan.index_name, plan.bytes, tensors.size()};
+  for (std::size_t k = 0; k < plan.files.size(); ++k) out.files.push_back({plan.names[k], plan.files[k].size, plan.files[k].order.size()});
+  return out;
+}
+
+TENSORSMITH_END_NAMESPACE
+#endif  // TENSORSMITH_HAS_FORMAT_SAFETENSORS_WRITE_SHARDED_HPP
+
+#ifndef TENSORSMITH_HAS_FORMAT_DIFFUSERS_WRITE_HPP
+#define TENSORSMITH_HAS_FORMAT_DIFFUSERS_WRITE_HPP
+// tensorsmith/format/diffusers/write.hpp: writes a package as a folder that diffusers and transformers load.
+//
+// Include this to write a pipeline's folder (model_index.json, one folder a component, side files) or the folder of one component.
+// File names are those of diffusers; the folder appears when it is complete and on the disk.
+
+TENSORSMITH_BEGIN_NAMESPACE
+
+/// How write_diffusers_folder writes.
+struct diffusers_write_options {
+  bool force = false;                 ///< replace an existing folder
+  bool verify = false;                ///< compare all weights with what was written before the folder is published
+  std::uint64_t max_shard_bytes = 0;  ///< payload of one file of weights; 0: one file a component
+  std::string variant;                ///< "fp16": in the names of the files of weights
+  bool dry_run = false;               ///< plan and report; write nothing
+};
+
+namespace detail {
+
+/// The stem of a component's files of weights: what its library looks for. Its configuration tells, else its name.
+inline std::string_view weights_stem(const component& part) {
+  if (part.config.find("_class_name")) return "diffusion_pytorch_model";
+  if (part.config.find("architectures") || part.config.find("model_type")) return "model";
+  for (const std::string_view name : {"text_encoder", "safety_checker", "image_encoder"})
+    if (part.name.substr(0, name.size()) == name) return "model";
+  return "diffusion_pytorch_model";
+}
+
+/// Plans a folder and writes it.
+class diffusers_folder_writer {
+ public:
+  diffusers_folder_writer(const package& in, const std::string& path, const diffusers_write_options& options, job& run)
+      : in_(in), path_(path), options_(options), run_(run) {}
+
+  result<write_report> go() {
+    TENSORSMITH_CHECK(check_variant());
+    TENSORSMITH_CHECK(plan());
+    write_report report = describe();
+    if (options_.dry_run) return report;
+    TENSORSMITH_TRY(auto out, folder_publication::begin(path_, {.force = options_.force, .sources = sources()}));
+    if (const std::uint64_t free = os::free_space(out.staging_path()); free < report.total_bytes)
+      return failure{.code = errc::no_space, .what = "the output does not fit on the disk", .file = path_,
+                     .expected = std::to_string(report.total_bytes) + " bytes", .found = std::to_string(free) + " bytes free"};
+    for (std::size_t k = 0; k < plans_.size(); ++k)
+      TENSORSMITH_CHECK(write_planned_shards(in_.components[k].weights, plans_[k].weights, plans_[k].folder, options_.verify, out, run_));
+    for (const component_files_plan& plan : plans_)
+      if (!plan.config.empty()) TENSORSMITH_CHECK(out.write_text(plan.folder + "config.json", plan.config));
+    for (const side_file& file : in_.side_files) {
+      TENSORSMITH_CHECK(out.write_copy(file.path, *file.bytes));
+      TENSORSMITH_CHECK(file.bytes->check_unchanged());
+    }
+    if (!index_.empty()) TENSORSMITH_CHECK(out.write_text("model_index.json", index_));
+    if (run_.cancelled()) return failure{.code = errc::cancelled, .what = "cancelled; nothing was written"};
+    TENSORSMITH_CHECK(out.commit());
+    return report;
+  }
+
+ private:
+  struct component_files_plan {
+    std::string folder;  // "unet/", or empty: the top
+    std::string config;
+    sharded_safetensors_plan weights;
+  };
+
+  result<void> check_variant() const {
+    const std::string& v = options_.variant;
+    const bool fine = std::all_of(v.begin(), v.end(), [](char c) {
+      return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') || c == '_' || c == '-';
+    });
+    if (fine && !is_shard(v)) return {};
+    return failure{.code = errc::usage, .what = "a variant cannot be called " + quoted(v), .expected = "letters, digits, '_' and '-'"};
+  }
+
+  result<void> plan() {
+    const bool single = in_.components.size() == 1 && in_.components[0].name.empty();
+    if (single && in_.components[0].config.is_null())
+      return failure{.code = errc::mismatch, .what = "a folder needs the configuration of its model", .file = in_.source,
+                     .expected = "a config.json", .found = "weights without one",
+                     .advice = "open the file as a Stable Diffusion model, which derives configurations"};
+    if (!single && in_.index.is_null())
+      return failure{.code = errc::mismatch, .what = "a pipeline's folder needs an index", .file = in_.source, .expected = "a model_index.json"};
+    if (in_.components.empty()) return failure{.code = errc::mismatch, .what = "there are no components to write", .file = in_.source};
+    for (const component& part : in_.components) {
+      component_files_plan plan;
+      if (!part.name.empty()) plan.folder = part.name + "/";
+      TENSORSMITH_CHECK(check_relative_path(single ? "component" : part.name, in_.source, "name of a component", false));
+      auto weights = plan_sharded_safetensors(part.weights, {std::string(weights_stem(part)), options_.variant, options_.max_shard_bytes},
+                                              {{"format", "pt"}}, run_.limits);
+      if (!weights) {
+        failure error = std::move(weights).error();
+        error.place = part.name + (part.name.empty() || error.place.empty() ? "" : ": ") + error.place;
+        return error;
+      }
+      plan.weights = std::move(weights).value();
+      if (!part.config.is_null()) plan.config = write_json(config_of(part)) + "\n";
+      plans_.push_back(std::move(plan));
+    }
+    if (!single) make_index();
+    return {};
+  }
+
+  /// transformers records the type of the weights, and newer releases load them as that.
+  json_value config_of(const component& part) {
+    json_value config = part.config;
+    const std::string_view type = torch_type(part.weights);
+    for (const std::string_view key : {"torch_dtype", "dtype"}) {
+      const json_value* says = config.find(key);
+      if (!says || !says->as_string() || type.empty() || *says->as_string() == type) continue;
+      run_.info(part.name, std::string(key) + " in config.json becomes " + quoted(type) + ", was " + quoted(*says->as_string()));
+      config.set(key, type);
+    }
+    return config;
+  }
+
+  /// The floating type that most bytes have, as torch calls it; empty if there is none.
+  static std::string_view torch_type(const catalog& weights) {
+    constexpr std::pair<dtype, std::string_view> names[] = {
+        {dtype::f64, "float64"}, {dtype::f32, "float32"}, {dtype::f16, "float16"}, {dtype::bf16, "bfloat16"}};
+    std::array<std::uint64_t, std::size(names)> bytes{};
+    for (const catalog_entry& entry : weights.entries())
+      for (std::size_t k = 0; k < bytes.size(); ++k)
+        if (entry.tensor.type() == names[k].first) bytes[k] += entry.tensor.info().bytes();
+    const auto most = std::max_element(bytes.begin(), bytes.end());
+    return *most == 0 ? std::string_view() : names[static_cast<std::size_t>(most - bytes.begin())].second;
+  }
+
+  /// The index says which parts there are: those that were left out become [null, null]. Tokenizers stay listed, with a warning: they
+  /// are the part that users add.
+  void make_index() {
+    json_value index{json_value::object{}};
+    for (const auto& [name, value] : *in_.index.as_object()) {
+      const auto* pair = value.as_array();
+      const bool listed = pair && pair->size() == 2 && !(*pair)[1].is_null() && name.substr(0, 1) != "_";
+      if (!listed || holds(name)) {
+        index.set(name, value);
+      } else if (name.substr(0, 9) == "tokenizer") {
+        index.set(name, value);
+        run_.warn(name, "the index lists it, but there are no files of it; put its folder beside the others before loading the pipeline");
+      } else {
+        index.set(name, json_value::array{nullptr, nullptr});
+        run_.info(name, "the written model_index.json says that there is none");
+      }
+    }
+    for (const component& part : in_.components)
+      if (!index.find(part.name))
+        run_.warn(part.name, "model_index.json does not list this component; it is written, and pipelines do not load it");
+    index_ = write_json(index) + "\n";
+  }
+
+  bool holds(const std::string& name) const {
+    if (in_.find(name)) return true;
+    const std::string folder = name + "/";
+    return std::any_of(in_.side_files.begin(), in_.side_files.end(),
+                       [&](const side_file& f) { return f.path.compare(0, folder.size(), folder) == 0; });
+  }
+
+  std::vector<std::string> sources() const {
+    std::set<std::string> paths;
+    if (!in_.source.empty()) paths.insert(in_.source);
+    for (const component& part : in_.components)
+      for (const catalog_entry& entry : part.weights.entries())
+        if (const auto stored = entry.tensor.source->stored(); stored && stored->source->descriptor() >= 0) paths.insert(stored->source->name());
+    for (const side_file& file : in_.side_files)
+      if (file.bytes->descriptor() >= 0) paths.insert(file.bytes->name());
+    return {paths.begin(), paths.end()};
+  }
+
+  write_report describe() const {
+    write_report report;
+    std::uint64_t largest = 0;
+    for (std::size_t k = 0; k < plans_.size(); ++k) {
+      const component& part = in_.components[k];
+      component_report lines;
+      lines.name = part.name;
+      lines.weights = "copied";
+      for (std::size_t i = 0; i < plans_[k].weights.files.size(); ++i)
+        lines.files.push_back({plans_[k].folder + plans_[k].weights.names[i], plans_[k].weights.files[i].size, false});
+      if (!plans_[k].weights.index_name.empty())
+        lines.files.push_back({plans_[k].folder + plans_[k].weights.index_name, plans_[k].weights.index_text.size(), false});
+      if (!plans_[k].config.empty()) lines.files.push_back({plans_[k].folder + "config.json", plans_[k].config.size(), false});
+      for (const catalog_entry& entry : part.weights.entries()) count(entry.tensor.info(), lines, largest);
+      for (const written_file& file : lines.files) report.total_bytes += file.bytes;
+      report.components.push_back(std::move(lines));
+    }
+    for (const side_file& file : in_.side_files) report.other_files.push_back({file.path, file.bytes->size(), false});
+    if (!index_.empty()) report.other_files.push_back({"model_index.json", index_.size(), false});
+    for (const written_file& file : report.other_files) report.total_bytes += file.bytes;
+    const std::uint64_t threads = run_.threads ? run_.threads : std::max(1U, std::thread::hardware_concurrency());
+    report.peak_memory_bytes = std::min<std::uint64_t>(threads * 3 * std::min<std::uint64_t>(largest, run_.tile_bytes), run_.memory_bytes);
+    return report;
+  }
+
+  static void count(const tensor_info& info, component_report& lines, std::uint64_t& largest) {
+    ++lines.tensors;
+    lines.parameters += info.elements();
+    lines.weight_bytes += info.bytes();
+    largest = std::max<std::uint64_t>(largest, info.bytes());
+    const std::string type(name_of(info.type));
+    const auto at = std::find_if(lines.dtypes.begin(), lines.dtypes.end(), [&](const auto& d) { return d.first == type; });
+    if (at == lines.dtypes.end()) lines.dtypes.emplace_back(type, 1);
+    else ++at->second;
+  }
+
+  const package& in_;
+  const std::string& path_;
+  const diffusers_write_options& options_;
+  job& run_;
+  std::vector<component_files_plan> plans_;
+  std::string index_;
+};
+
+}  // namespace detail
+
+/// Writes a package as the folder `path`: model_index.json, each component with config.json and safetensors files of weights, side files
+/// unchanged. A single component without a name gives the folder of that component alone.
+/// @fails mismatch (no index or configuration, no tensors), usage (options), unsupported (element types that safetensors lacks), path (the
+/// folder exists), denied (force would delete a source), no_space, io, cancelled, and what the recipes fail with
+inline result<write_report> write_diffusers_folder(const package& in, const std::string& path, const diffusers_write_options& options, job& run) {
+  return detail::diffusers_folder_writer(in, path, options, run).go();
+}
+
+TENSORSMITH_END_NAMESPACE
+#endif  // TENSORSMITH_HAS_FORMAT_DIFFUSERS_WRITE_HPP
+
+#ifndef TENSORSMITH_HAS_FORMAT_GGUF_TAG_HPP
+#define TENSORSMITH_HAS_FORMAT_GGUF_TAG_HPP
+// tensorsmith/format/gguf/tag.hpp: the tag that names the format in templates: open<gguf_file>(path).
+
+TENSORSMITH_BEGIN_NAMESPACE
+namespace tags {
+
+/// A .gguf file, as llama.cpp and stable-diffusion.cpp use it.
+struct gguf_file {};
+
+}  // namespace tags
+TENSORSMITH_END_NAMESPACE
+#endif  // TENSORSMITH_HAS_FORMAT_GGUF_TAG_HPP
+
+#ifndef TENSORSMITH_HAS_FORMAT_NUMPY_TAG_HPP
+#define TENSORSMITH_HAS_FORMAT_NUMPY_TAG_HPP
+// tensorsmith/format/numpy/tag.hpp: the tags that name NumPy's files in templates: open<npz_file>(path), write<npz_file>(path).
+
+TENSORSMITH_BEGIN_NAMESPACE
+namespace tags {
+
+/// One array: .npy.
+struct npy_file {};
+/// A zip archive of arrays: .npz.
+struct npz_file {};
+
+}  // namespace tags
+TENSORSMITH_END_NAMESPACE
+#endif  // TENSORSMITH_HAS_FORMAT_NUMPY_TAG_HPP
+
+#ifndef TENSORSMITH_HAS_IO_ZIP_WRITE_HPP
+#define TENSORSMITH_HAS_IO_ZIP_WRITE_HPP
+// tensorsmith/io/zip_write.hpp: zip archives of stored entries whose every offset is known before the first byte moves.
+//
+// Include this to write containers that are zips: plan with zip_layout, write the contents at their offsets in any order through
+// crc_sink, then the headers.
+
+TENSORSMITH_BEGIN_NAMESPACE
+
+/// Entries of an archive to be written: all stored, sizes and CRC-32 in the local headers, ZIP64 where a number needs it.
+class zip_layout {
+ public:
+  /// Plans an entry of `size` bytes behind those there are; returns its index. With `alignment` (a power of two), its contents
+  /// start at a multiple of it: an extra field "FB" fills the gap, as torch does it.
+  std::size_t add(std::string name, std::uint64_t size, std::uint64_t alignment = 1) {
+    entry e{std::move(name), size, end_, 0, 0};
+    const std::uint64_t fixed = end_ + 30 + e.name.size() + (wide(size) ? 20 : 0);
+    if (alignment > 1) e.padding = static_cast<std::uint16_t>(4 + (alignment - (fixed + 4) % alignment) % alignment);
+    e.data = fixed + e.padding;
+    end_ = e.data + size;
+    entries_.push_back(std::move(e));
+    return entries_.size() - 1;
+  }
+  std::size_t count() const noexcept { return entries_.size(); }
+  /// Where the contents of an entry start.
+  std::uint64_t offset(std::size_t i) const noexcept { return entries_[i].data; }
+  std::uint64_t size(std::size_t i) const noexcept { return entries_[i].size; }
+
+  /// Bytes of the whole archive.
+  std::uint64_t file_bytes() const { return end_ + directory({}).size(); }
+
+  /// Writes local headers, central directory and end records; `crcs` has the CRC-32 of each entry. @fails io, no_space
+  result<void> write_headers(byte_sink& sink, std::span<const std::uint32_t> crcs) const {
+    for (std::size_t i = 0; i < entries_.size(); ++i) {
+      const entry& e = entries_[i];
+      std::vector<std::byte> head;
+      number(head, 0x04034B50, 4);
+      common(head, e, crcs[i]);
+      number(head, (wide(e.size) ? 20U : 0U) + e.padding, 2);
+      text(head, e.name);
+      if (wide(e.size)) number(head, 0x0001, 2), number(head, 16, 2), number(head, e.size, 8), number(head, e.size, 8);
+      if (e.padding > 0) {
+        number(head, 0x4246, 2), number(head, e.padding - 4U, 2);
+        head.insert(head.end(), e.padding - 4U, std::byte{'Z'});
+      }
+      TENSORSMITH_CHECK(sink.write_at(e.header, head));
+    }
+    return sink.write_at(end_, directory(crcs));
+  }
+
+ private:
+  struct entry {
+    std::string name;
+    std::uint64_t size, header, data;
+    std::uint16_t padding;  // bytes of the FB field with its head
+  };
+  static bool wide(std::uint64_t value) noexcept { return value >= 0xFFFFFFFF; }
+  static void number(std::vector<std::byte>& out, std::uint64_t value, std::size_t bytes) {
+    for (std::size_t i = 0; i < bytes; ++i) out.push_back(static_cast<std::byte>(value >> (8 * i)));
+  }
+  static void text(std::vector<std::byte>& out, std::string_view value) {
+    for (const char c : value) out.push_back(static_cast<std::byte>(c));
+  }
+  static std::uint64_t narrowed(std::uint64_t value) noexcept { return std::min<std::uint64_t>(value, 0xFFFFFFFF); }
+  /// What local header and directory share: version needed, UTF-8 names, stored, 1980-01-01, CRC, sizes, length of the name.
+  static void common(std::vector<std::byte>& out, const entry& e, std::uint32_t crc) {
+    number(out, wide(e.size) || wide(e.header) ? 45 : 10, 2), number(out, 0x0800, 2), number(out, 0, 2), number(out, 0, 2),
+        number(out, 0x0021, 2);
+    number(out, crc, 4), number(out, narrowed(e.size), 4), number(out, narrowed(e.size), 4), number(out, e.name.size(), 2);
+  }
+
+  /// Central directory and end records. Without CRCs: zeros in their place.
+  std::vector<std::byte> directory(std::span<const std::uint32_t> crcs) const {
+    std::vector<std::byte> out;
+    for (std::size_t i = 0; i < entries_.size(); ++i) {
+      const entry& e = entries_[i];
+      std::vector<std::byte> extra;
+      if (wide(e.size)) number(extra, e.size, 8), number(extra, e.size, 8);
+      if (wide(e.header)) number(extra, e.header, 8);
+      number(out, 0x02014B50, 4), number(out, 0x032D, 2);
+      common(out, e, i < crcs.size() ? crcs[i] : 0);
+      number(out, extra.empty() ? 0 : 4 + extra.size(), 2), number(out, 0, 2), number(out, 0, 2), number(out, 0, 2),
+          number(out, 0, 4);
+      number(out, narrowed(e.header), 4);
+      text(out, e.name);
+      if (!extra.empty()) number(out, 0x0001, 2), number(out, extra.size(), 2);
+      out.insert(out.end(), extra.begin(), extra.end());
+    }
+    const std::uint64_t bytes = out.size(), count = entries_.size();
+    if (wide(bytes) || wide(end_) || count >= 0xFFFF) {
+      number(out, 0x06064B50, 4), number(out, 44, 8), number(out, 0x032D, 2), number(out, 45, 2), number(out, 0, 4),
+          number(out, 0, 4);
+      number(out, count, 8), number(out, count, 8), number(out, bytes, 8), number(out, end_, 8);
+      number(out, 0x07064B50, 4), number(out, 0, 4), number(out, end_ + bytes, 8), number(out, 1, 4);
+    }
+    const std::uint64_t shown = std::min<std::uint64_t>(count, 0xFFFF);
+    number(out, 0x06054B50, 4), number(out, 0, 2), number(out, 0, 2), number(out, shown, 2), number(out, shown, 2);
+    number(out, narrowed(bytes), 4), number(out, narrowed(end_), 4), number(out, 0, 2);
+    return out;
+  }
+
+  std::vector<entry> entries_;
+  std::uint64_t end_ = 0;
+};
+
+/// The part of a sink that one entry's contents take up. Computes the CRC-32 of the pieces as they are written, in any order
+/// and from any thread, and joins them at the end.
+class crc_sink final : public byte_sink {
+ public:
+  crc_sink(byte_sink& to, std::uint64_t offset, std::uint64_t size) : to_(to), offset_(offset), size_(size) {}
+  const std::string& name() const noexcept override { return to_.name(); }
+  result<void> write_at(std::uint64_t offset, std::span<const std::byte> bytes) override {
+    if (offset > size_ || bytes.size() > size_ - offset)
+      return failure{.code = errc::internal,
+                     .what = "write past the planned end of a zip entry",
+                     .file = name(),
+                     .place = "byte offset " + std::to_string(offset)};
+    const std::uint32_t crc = crc32_of(bytes);
+    TENSORSMITH_CHECK(to_.write_at(offset_ + offset, bytes));
+    const std::scoped_lock lock(mutex_);
+    pieces_.push_back({offset, bytes.size(), crc});
+    return {};
+  }
+  /// CRC-32 of all that was written. @fails internal if pieces are missing or were written twice
+  result<std::uint32_t> crc() {
+    const std::scoped_lock lock(mutex_);
+    std::sort(pieces_.begin(), pieces_.end(), [](const piece& a, const piece& b) { return a.offset < b.offset; });
+    std::uint64_t end = 0;
+    std::uint32_t all = 0;
+    for (const piece& p : pieces_) {
+      if (p.length == 0) continue;
+      if (p.offset != end) break;
+      all = crc32_joined(all, p.crc, p.length);
+      end += p.length;
+    }
+    if (end != size_)
+      return failure{.code = errc::internal,
+                     .what = "a zip entry was not written as planned",
+                     .file = name(),
+                     .expected = std::to_string(size_) + " bytes",
+                     .found = "a gap or an overlap at " + std::to_string(end)};
+    return all;
+  }
+
+ private:
+  struct piece {
+    std::uint64_t offset, length;
+    std::uint32_t crc;
+  };
+  byte_sink& to_;
+  std::uint64_t offset_, size_;
+  std::mutex mutex_;
+  std::vector<piece> pieces_;
+};
+
+TENSORSMITH_END_NAMESPACE
+#endif  // TENSORSMITH_HAS_IO_ZIP_WRITE_HPP
+
+#ifndef TENSORSMITH_HAS_FORMAT_NUMPY_WRITE_HPP
+#define TENSORSMITH_HAS_FORMAT_NUMPY_WRITE_HPP
+// tensorsmith/format/numpy/write.hpp: writes a catalog as a .npz file that numpy.load reads and maps.
+//
+// Entries are stored, arrays in C order, their data aligned to 64 bytes. Same tensors, same bytes, for any number of threads.
+
+TENSORSMITH_BEGIN_NAMESPACE
+
+/// What write_npz may be told.
+struct npz_write_options {
+  bool force = false;   ///< replace an existing file
+  bool verify = false;  ///< produce everything twice: written, then compared with the file before it is published
+};
+
+/// A .npz file as it will be: every offset and the size of the file are known.
+class npz_layout {
+ public:
+  /// @fails mismatch (no tensors, a name that an entry cannot have), unsupported (an element type that NumPy lacks)
+  static result<npz_layout> plan(const catalog& tensors) {
+    if (tensors.empty()) return failure{.code = errc::mismatch, .what = "there are no tensors to write"};
+    npz_layout out;
+    for (const catalog_entry& e : tensors.entries()) {
+      const tensor_info& info = e.tensor.info();
+      TENSORSMITH_CHECK(check_name(e.name, tensors));
+      if (!npy_name(info.type))
+        return failure{.code = errc::unsupported, .what = "NumPy has no element type " + std::string(name_of(info.type)),
+                       .place = "tensor " + quoted(e.name), .advice = "cast it first, or write .safetensors"};
+      out.headers_.push_back(npy_header_bytes(info.type, info.shape));
+      out.zip_.add(e.name + ".npy", out.headers_.back().size() + info.bytes(), 64);
+    }
+    return out;
+  }
+
+  /// Bytes of the file.
+  std::uint64_t file_bytes() const { return zip_.file_bytes(); }
+
+  /// Produces all tensors of the planned catalog into `sink`, then the zip's headers with their checksums. The sources are asked
+  /// whether they changed meanwhile. @fails as the recipes and the sink do, integrity
+  result<void> write(const catalog& tensors, byte_sink& sink, const job& run) const {
+    std::deque<crc_sink> entries;
+    std::vector<placement> work;
+    std::map<const recipe*, std::size_t> first;  // a recipe with several outputs runs once
+    for (std::size_t i = 0; i < zip_.count(); ++i) {
+      entries.emplace_back(sink, zip_.offset(i), zip_.size(i));
+      TENSORSMITH_CHECK(entries.back().write_at(0, std::as_bytes(std::span(headers_[i]))));
+      const catalog_entry& e = tensors.entries()[i];
+      auto known = first.find(e.tensor.source.get());
+      if (known == first.end() || work[known->second].slots[e.tensor.output].sink) {  // new, or an output under two names
+        known = first.insert_or_assign(e.tensor.source.get(), work.size()).first;
+        work.push_back({e.tensor.source, std::vector<output_slot>(e.tensor.source->outputs().size()), e.name});
+      }
+      work[known->second].slots[e.tensor.output] = {&entries.back(), headers_[i].size()};
+    }
+    TENSORSMITH_CHECK(execute(work, run));
+    std::vector<std::uint32_t> crcs;
+    for (crc_sink& e : entries) {
+      TENSORSMITH_TRY(const std::uint32_t crc, e.crc());
+      crcs.push_back(crc);
+    }
+    TENSORSMITH_CHECK(zip_.write_headers(sink, crcs));
+    return check_sources_unchanged(work);
+  }
+
+ private:
+  static result<void> check_name(const std::string& name, const catalog& tensors) {
+    const auto refuse = [&](std::string expected) {
+      return failure{.code = errc::mismatch, .what = "a tensor cannot have this name in a .npz file", .place = "tensor " + quoted(name),
+                     .expected = std::move(expected), .advice = "rename it"};
+    };
+    std::size_t bad = 0;
+    if (!is_utf8(name, bad) || name.find('\0') != name.npos || name.find('\\') != name.npos) return refuse("UTF-8 text without NUL and '\\'");
+    if (name.size() > 65000) return refuse("at most 65000 bytes");
+    if (name.size() > 1 && name[1] == ':') return refuse("no drive letter");
+    for (std::size_t at = 0; at < name.size();) {
+      const std::size_t end = std::min(name.find('/', at), name.size());
+      const std::string_view part = std::string_view(name).substr(at, end - at);
+      // The entry is called <name>.npy: only a part that is a folder can be "." or "..".
+      if (part.empty() || (end < name.size() && (part == "." || part == ".."))) return refuse("a path without empty, '.' or '..' parts");
+      at = end + 1;
+      if (at == name.size()) return refuse("a path without empty, '.' or '..' parts");
+    }
+    if (name.ends_with(".npy") && tensors.contains(std::string_view(name).substr(0, name.size() - 4)))
+      return refuse("a name that numpy.load can tell from " + quoted(std::string_view(name).substr(0, name.size() - 4)));
+    return {};
+  }
+
+  std::vector<std::string> headers_;
+  zip_layout zip_;
+};
+
+/// Writes `tensors` as a .npz file that appears at `path` when it is complete and on the disk. Returns the size of the file.
+/// @fails as npz_layout::plan and the recipes do; path (it exists without force), integrity (a source changed), internal (the
+/// comparison of `verify`), no_space, io, cancelled
+inline result<std::uint64_t> write_npz(const catalog& tensors, const std::string& path, const job& run, const npz_write_options& options = {}) {
+  TENSORSMITH_TRY(const npz_layout layout, npz_layout::plan(tensors));
+  TENSORSMITH_TRY(file_publication publication, file_publication::begin(path, {.force = options.force}));
+  TENSORSMITH_TRY(const auto file, publication.create(layout.file_bytes()));
+  TENSORSMITH_CHECK(layout.write(tensors, *file, run));
+  if (options.verify) {
+    TENSORSMITH_TRY(auto written, open_file(file->path(), file->name()));
+    if (written->size() != layout.file_bytes())
+      return failure{.code = errc::internal, .what = "the output has another length than planned", .file = file->name(),
+                     .expected = std::to_string(layout.file_bytes()) + " bytes", .found = std::to_string(written->size())};
+    comparing_sink again(std::move(written));
+    TENSORSMITH_CHECK(layout.write(tensors, again, run));
+  }
+  TENSORSMITH_CHECK(publication.commit());
+  return layout.file_bytes();
+}
+
+TENSORSMITH_END_NAMESPACE
+#endif  // TENSORSMITH_HAS_FORMAT_NUMPY_WRITE_HPP
 
 #ifndef TENSORSMITH_HAS_FORMAT_TORCH_PICKLE_WRITE_HPP
 #define TENSORSMITH_HAS_FORMAT_TORCH_PICKLE_WRITE_HPP
@@ -7776,164 +12189,6 @@ class pickle_writer {
 TENSORSMITH_END_NAMESPACE
 #endif  // TENSORSMITH_HAS_FORMAT_TORCH_PICKLE_WRITE_HPP
 
-#ifndef TENSORSMITH_HAS_IO_ZIP_WRITE_HPP
-#define TENSORSMITH_HAS_IO_ZIP_WRITE_HPP
-// tensorsmith/io/zip_write.hpp: zip archives of stored entries whose every offset is known before the first byte moves.
-//
-// Include this to write containers that are zips: plan with zip_layout, write the contents at their offsets in any order through
-// crc_sink, then the headers.
-
-TENSORSMITH_BEGIN_NAMESPACE
-
-/// Entries of an archive to be written: all stored, sizes and CRC-32 in the local headers, ZIP64 where a number needs it.
-class zip_layout {
- public:
-  /// Plans an entry of `size` bytes behind those there are; returns its index. With `alignment` (a power of two), its contents
-  /// start at a multiple of it: an extra field "FB" fills the gap, as torch does it.
-  std::size_t add(std::string name, std::uint64_t size, std::uint64_t alignment = 1) {
-    entry e{std::move(name), size, end_, 0, 0};
-    const std::uint64_t fixed = end_ + 30 + e.name.size() + (wide(size) ? 20 : 0);
-    if (alignment > 1) e.padding = static_cast<std::uint16_t>(4 + (alignment - (fixed + 4) % alignment) % alignment);
-    e.data = fixed + e.padding;
-    end_ = e.data + size;
-    entries_.push_back(std::move(e));
-    return entries_.size() - 1;
-  }
-  std::size_t count() const noexcept { return entries_.size(); }
-  /// Where the contents of an entry start.
-  std::uint64_t offset(std::size_t i) const noexcept { return entries_[i].data; }
-  std::uint64_t size(std::size_t i) const noexcept { return entries_[i].size; }
-
-  /// Bytes of the whole archive.
-  std::uint64_t file_bytes() const { return end_ + directory({}).size(); }
-
-  /// Writes local headers, central directory and end records; `crcs` has the CRC-32 of each entry. @fails io, no_space
-  result<void> write_headers(byte_sink& sink, std::span<const std::uint32_t> crcs) const {
-    for (std::size_t i = 0; i < entries_.size(); ++i) {
-      const entry& e = entries_[i];
-      std::vector<std::byte> head;
-      number(head, 0x04034B50, 4);
-      common(head, e, crcs[i]);
-      number(head, (wide(e.size) ? 20U : 0U) + e.padding, 2);
-      text(head, e.name);
-      if (wide(e.size)) number(head, 0x0001, 2), number(head, 16, 2), number(head, e.size, 8), number(head, e.size, 8);
-      if (e.padding > 0) {
-        number(head, 0x4246, 2), number(head, e.padding - 4U, 2);
-        head.insert(head.end(), e.padding - 4U, std::byte{'Z'});
-      }
-      TENSORSMITH_CHECK(sink.write_at(e.header, head));
-    }
-    return sink.write_at(end_, directory(crcs));
-  }
-
- private:
-  struct entry {
-    std::string name;
-    std::uint64_t size, header, data;
-    std::uint16_t padding;  // bytes of the FB field with its head
-  };
-  static bool wide(std::uint64_t value) noexcept { return value >= 0xFFFFFFFF; }
-  static void number(std::vector<std::byte>& out, std::uint64_t value, std::size_t bytes) {
-    for (std::size_t i = 0; i < bytes; ++i) out.push_back(static_cast<std::byte>(value >> (8 * i)));
-  }
-  static void text(std::vector<std::byte>& out, std::string_view value) {
-    for (const char c : value) out.push_back(static_cast<std::byte>(c));
-  }
-  static std::uint64_t narrowed(std::uint64_t value) noexcept { return std::min<std::uint64_t>(value, 0xFFFFFFFF); }
-  /// What local header and directory share: version needed, UTF-8 names, stored, 1980-01-01, CRC, sizes, length of the name.
-  static void common(std::vector<std::byte>& out, const entry& e, std::uint32_t crc) {
-    number(out, wide(e.size) || wide(e.header) ? 45 : 10, 2), number(out, 0x0800, 2), number(out, 0, 2), number(out, 0, 2),
-        number(out, 0x0021, 2);
-    number(out, crc, 4), number(out, narrowed(e.size), 4), number(out, narrowed(e.size), 4), number(out, e.name.size(), 2);
-  }
-
-  /// Central directory and end records. Without CRCs: zeros in their place.
-  std::vector<std::byte> directory(std::span<const std::uint32_t> crcs) const {
-    std::vector<std::byte> out;
-    for (std::size_t i = 0; i < entries_.size(); ++i) {
-      const entry& e = entries_[i];
-      std::vector<std::byte> extra;
-      if (wide(e.size)) number(extra, e.size, 8), number(extra, e.size, 8);
-      if (wide(e.header)) number(extra, e.header, 8);
-      number(out, 0x02014B50, 4), number(out, 0x032D, 2);
-      common(out, e, i < crcs.size() ? crcs[i] : 0);
-      number(out, extra.empty() ? 0 : 4 + extra.size(), 2), number(out, 0, 2), number(out, 0, 2), number(out, 0, 2),
-          number(out, 0, 4);
-      number(out, narrowed(e.header), 4);
-      text(out, e.name);
-      if (!extra.empty()) number(out, 0x0001, 2), number(out, extra.size(), 2);
-      out.insert(out.end(), extra.begin(), extra.end());
-    }
-    const std::uint64_t bytes = out.size(), count = entries_.size();
-    if (wide(bytes) || wide(end_) || count >= 0xFFFF) {
-      number(out, 0x06064B50, 4), number(out, 44, 8), number(out, 0x032D, 2), number(out, 45, 2), number(out, 0, 4),
-          number(out, 0, 4);
-      number(out, count, 8), number(out, count, 8), number(out, bytes, 8), number(out, end_, 8);
-      number(out, 0x07064B50, 4), number(out, 0, 4), number(out, end_ + bytes, 8), number(out, 1, 4);
-    }
-    const std::uint64_t shown = std::min<std::uint64_t>(count, 0xFFFF);
-    number(out, 0x06054B50, 4), number(out, 0, 2), number(out, 0, 2), number(out, shown, 2), number(out, shown, 2);
-    number(out, narrowed(bytes), 4), number(out, narrowed(end_), 4), number(out, 0, 2);
-    return out;
-  }
-
-  std::vector<entry> entries_;
-  std::uint64_t end_ = 0;
-};
-
-/// The part of a sink that one entry's contents take up. Computes the CRC-32 of the pieces as they are written, in any order
-/// and from any thread, and joins them at the end.
-class crc_sink final : public byte_sink {
- public:
-  crc_sink(byte_sink& to, std::uint64_t offset, std::uint64_t size) : to_(to), offset_(offset), size_(size) {}
-  const std::string& name() const noexcept override { return to_.name(); }
-  result<void> write_at(std::uint64_t offset, std::span<const std::byte> bytes) override {
-    if (offset > size_ || bytes.size() > size_ - offset)
-      return failure{.code = errc::internal,
-                     .what = "write past the planned end of a zip entry",
-                     .file = name(),
-                     .place = "byte offset " + std::to_string(offset)};
-    const std::uint32_t crc = crc32_of(bytes);
-    TENSORSMITH_CHECK(to_.write_at(offset_ + offset, bytes));
-    const std::scoped_lock lock(mutex_);
-    pieces_.push_back({offset, bytes.size(), crc});
-    return {};
-  }
-  /// CRC-32 of all that was written. @fails internal if pieces are missing or were written twice
-  result<std::uint32_t> crc() {
-    const std::scoped_lock lock(mutex_);
-    std::sort(pieces_.begin(), pieces_.end(), [](const piece& a, const piece& b) { return a.offset < b.offset; });
-    std::uint64_t end = 0;
-    std::uint32_t all = 0;
-    for (const piece& p : pieces_) {
-      if (p.length == 0) continue;
-      if (p.offset != end) break;
-      all = crc32_joined(all, p.crc, p.length);
-      end += p.length;
-    }
-    if (end != size_)
-      return failure{.code = errc::internal,
-                     .what = "a zip entry was not written as planned",
-                     .file = name(),
-                     .expected = std::to_string(size_) + " bytes",
-                     .found = "a gap or an overlap at " + std::to_string(end)};
-    return all;
-  }
-
- private:
-  struct piece {
-    std::uint64_t offset, length;
-    std::uint32_t crc;
-  };
-  byte_sink& to_;
-  std::uint64_t offset_, size_;
-  std::mutex mutex_;
-  std::vector<piece> pieces_;
-};
-
-TENSORSMITH_END_NAMESPACE
-#endif  // TENSORSMITH_HAS_IO_ZIP_WRITE_HPP
-
 #ifndef TENSORSMITH_HAS_FORMAT_TORCH_WRITE_HPP
 #define TENSORSMITH_HAS_FORMAT_TORCH_WRITE_HPP
 // tensorsmith/format/torch/write.hpp: checkpoints that torch.load reads, with weights_only=True and mmap=True, from torch 1.6 on.
@@ -7947,13 +12202,16 @@ struct torch_write_options {
   std::string nested{};  ///< key of the dict that holds the tensors ("state_dict"); empty: they are the top-level dict
   std::vector<std::pair<std::string, json_value>> scalars{};  ///< beside `nested`: integers, booleans, null, strings, doubles
   bool force = false;                                         ///< replace an existing file
+  bool verify = false;  ///< produce everything twice: written, then compared with the file before it is published
 };
 
 /// A checkpoint as it will be: every offset and the size of the file are known.
 class torch_layout {
  public:
-  /// @fails unsupported (element types of less than a byte), usage (scalars without `nested` or of other kinds)
+  /// @fails mismatch (no tensors, a name that is no UTF-8), unsupported (element types of less than a byte), usage (scalars without
+  /// `nested` or of other kinds)
   static result<torch_layout> plan(const catalog& tensors, const torch_write_options& options = {}) {
+    if (tensors.empty()) return failure{.code = errc::mismatch, .what = "there are no tensors to write"};
     torch_layout out;
     TENSORSMITH_TRY(out.pickle_, out.describe(tensors, options));
     out.zip_.add("archive/data.pkl", out.pickle_.size());
@@ -7967,22 +12225,20 @@ class torch_layout {
   /// Bytes of the file.
   std::uint64_t file_bytes() const { return zip_.file_bytes(); }
 
-  /// Produces all tensors into `sink`, then the headers with their checksums. @fails as the recipes and the sink do
+  /// Produces all tensors into `sink`, then the headers with their checksums.
+  /// @fails as the recipes and the sink do; integrity (a source changed since it was opened)
   result<void> write(byte_sink& sink, const job& run) const {
     std::deque<crc_sink> entries;
     for (std::size_t i = 0; i < zip_.count(); ++i) entries.emplace_back(sink, zip_.offset(i), zip_.size(i));
     TENSORSMITH_CHECK(entries.front().write_at(0, std::as_bytes(std::span(pickle_))));
     TENSORSMITH_CHECK(entries[1].write_at(0, std::as_bytes(std::span(byte_order))));
     TENSORSMITH_CHECK(entries.back().write_at(0, std::as_bytes(std::span(version))));
-    std::vector<placement> placements;
-    std::map<const recipe*, std::size_t> known;  // a recipe with several outputs runs once
-    for (std::size_t i = 0; i < storages_.size(); ++i) {
-      const tensor_ref& t = storages_[i];
-      const auto [at, fresh] = known.emplace(t.source.get(), placements.size());
-      if (fresh) placements.push_back({t.source, std::vector<output_slot>(t.source->outputs().size()), names_[i]});
-      placements[at->second].slots[t.output] = {&entries[i + 2], 0};
+    const std::vector<placement> work = placements(entries);
+    if (auto done = execute(work, run); !done) {
+      TENSORSMITH_CHECK(check_sources_unchanged(work));  // where it holds, the better explanation
+      return done;
     }
-    TENSORSMITH_CHECK(execute(placements, run));
+    TENSORSMITH_CHECK(check_sources_unchanged(work));
     std::vector<std::uint32_t> crcs;
     for (crc_sink& e : entries) {
       TENSORSMITH_TRY(const std::uint32_t crc, e.crc());
@@ -7992,6 +12248,19 @@ class torch_layout {
   }
 
  private:
+  /// One placement a recipe; `entries` are those of the archive.
+  std::vector<placement> placements(std::deque<crc_sink>& entries) const {
+    std::vector<placement> work;
+    std::map<const recipe*, std::size_t> known;  // a recipe with several outputs runs once
+    for (std::size_t i = 0; i < storages_.size(); ++i) {
+      const tensor_ref& t = storages_[i];
+      const auto [at, fresh] = known.emplace(t.source.get(), work.size());
+      if (fresh) work.push_back({t.source, std::vector<output_slot>(t.source->outputs().size()), names_[i]});
+      work[at->second].slots[t.output] = {&entries[i + 2], 0};
+    }
+    return work;
+  }
+
   static constexpr std::string_view byte_order = "little", version = "3\n";
 
   result<std::string> describe(const catalog& tensors, const torch_write_options& options) {
@@ -8016,6 +12285,11 @@ class torch_layout {
     std::map<std::pair<const recipe*, std::size_t>, std::size_t> keys;
     for (const catalog_entry& e : tensors.entries()) {
       const tensor_info& info = e.tensor.info();
+      if (std::size_t bad = 0; !is_utf8(e.name, bad))
+        return failure{.code = errc::mismatch,
+                       .what = "a tensor cannot have this name in a checkpoint",
+                       .place = "tensor " + quoted(e.name),
+                       .expected = "UTF-8 text"};
       const auto [at, fresh] =
           keys.emplace(std::pair(static_cast<const recipe*>(e.tensor.source.get()), e.tensor.output), storages_.size());
       if (fresh) {
@@ -8047,13 +12321,25 @@ class torch_layout {
 };
 
 /// Writes `tensors` as a checkpoint that appears at `path` when it is complete. Returns the size of the file.
-/// @fails as torch_layout::plan and the recipes do; path (it exists without force), io, no_space, cancelled
+/// @fails as torch_layout::plan and the recipes do; path (it exists without force), integrity (a source changed), internal (verify:
+/// the file holds other bytes than were written), io, no_space, cancelled
 inline result<std::uint64_t> write_torch(const catalog& tensors, const std::string& path, const job& run,
                                          const torch_write_options& options = {}) {
   TENSORSMITH_TRY(const torch_layout layout, torch_layout::plan(tensors, options));
   TENSORSMITH_TRY(file_publication publication, file_publication::begin(path, {.force = options.force}));
   TENSORSMITH_TRY(const auto file, publication.create(layout.file_bytes()));
   TENSORSMITH_CHECK(layout.write(*file, run));
+  if (options.verify) {
+    TENSORSMITH_TRY(auto written, open_file(file->path(), file->name()));
+    if (written->size() != layout.file_bytes())
+      return failure{.code = errc::internal,
+                     .what = "the output has another length than planned",
+                     .file = file->name(),
+                     .expected = std::to_string(layout.file_bytes()) + " bytes",
+                     .found = std::to_string(written->size())};
+    comparing_sink again(std::move(written));
+    TENSORSMITH_CHECK(layout.write(again, run));
+  }
   TENSORSMITH_CHECK(publication.commit());
   return layout.file_bytes();
 }
@@ -8480,12 +12766,119 @@ struct misplaced<Stage, bundle> {
 TENSORSMITH_END_NAMESPACE
 #endif  // TENSORSMITH_HAS_STAGE_MISPLACED_HPP
 
+#ifndef TENSORSMITH_HAS_CORE_FLOAT8_HPP
+#define TENSORSMITH_HAS_CORE_FLOAT8_HPP
+// tensorsmith/core/float8.hpp: the 8-bit floating-point encodings, converted in integer arithmetic. These scalar functions are the
+// definition; core/convert.hpp holds the bulk conversions.
+//
+// Formats: E4M3 and E5M2 of the OCP 8-bit floating point specification (rev. 1.0), their FNUZ variants (no infinity, no negative
+// zero, bias one higher; arXiv 2206.02915), and E8M0 of the OCP microscaling specification (a power of two, only decoded).
+// Encoding rounds to nearest even. What does not fit becomes infinity in E5M2 and NaN in the others, which have no infinity: so an
+// overflow shows, and a cast's policy decides about it (tensor/cast.hpp). torch's `.to()` gives the same bits, but for E4M3, which
+// torch 2.15 saturates, infinities too: saturate_elements of core/convert.hpp gives these bits.
+
+TENSORSMITH_BEGIN_NAMESPACE
+
+namespace detail {
+
+/// What tells the 8-bit formats with a sign apart.
+struct float8_format {
+  std::uint32_t mantissa;  ///< explicit bits
+  std::uint32_t bias;      ///< of the exponent
+  std::uint32_t largest;   ///< code of the largest finite magnitude
+  std::uint32_t overflow;  ///< code that larger magnitudes and infinity get, without sign
+  std::uint32_t nan;       ///< code of NaN, without sign
+  bool fnuz;               ///< 0x80 is NaN and zero has no sign
+};
+
+constexpr float8_format float8_format_of(dtype type) noexcept {
+  switch (type) {
+    case dtype::f8_e4m3: return {3, 7, 0x7E, 0x7F, 0x7F, false};
+    case dtype::f8_e5m2: return {2, 15, 0x7B, 0x7C, 0x7F, false};
+    case dtype::f8_e4m3fnuz: return {3, 8, 0x7F, 0x80, 0x80, true};
+    default: return {2, 16, 0x7F, 0x80, 0x80, true};  // f8_e5m2fnuz
+  }
+}
+
+}  // namespace detail
+
+/// f32 → an 8-bit format with a sign, round to nearest even. NaN keeps its sign but in the FNUZ variants.
+template <dtype Type>
+constexpr std::uint8_t f32_to_f8(float value) noexcept {
+  static_assert(Type == dtype::f8_e4m3 || Type == dtype::f8_e5m2 || Type == dtype::f8_e4m3fnuz || Type == dtype::f8_e5m2fnuz);
+  constexpr detail::float8_format format = detail::float8_format_of(Type);
+  constexpr std::uint32_t smallest_normal = 128 - format.bias;  // as an exponent of f32
+  const std::uint32_t bits = std::bit_cast<std::uint32_t>(value);
+  const std::uint32_t sign = (bits >> 24) & 0x80U, magnitude = bits & 0x7FFFFFFFU;
+  if (magnitude > 0x7F800000U) return static_cast<std::uint8_t>(sign | format.nan);
+  std::uint32_t shift = 23 - format.mantissa, mantissa = magnitude, base = (127 - format.bias) << format.mantissa;
+  if (magnitude < (smallest_normal << 23)) {
+    const std::uint32_t exponent = magnitude >> 23;
+    shift += smallest_normal - exponent;
+    if (shift > 25) shift = 25;  // far below the smallest code: the mantissa of 24 bits rounds to zero
+    mantissa = (magnitude & 0x7FFFFFU) | (exponent != 0 ? 0x800000U : 0U);
+    base = 0;
+  }
+  const std::uint32_t half = std::uint32_t{1} << (shift - 1), rest = mantissa & ((half << 1) - 1);
+  std::uint32_t code = (mantissa >> shift) - base;
+  if (rest > half || (rest == half && (code & 1U))) ++code;  // a carry moves into the exponent
+  if (code > format.largest) code = format.overflow;
+  if (format.fnuz && code == 0) return 0;
+  return static_cast<std::uint8_t>(sign | code);
+}
+
+/// An 8-bit format → f32, exact. A NaN becomes quiet and keeps sign and payload, but for FNUZ and E8M0, whose only NaN has neither.
+template <dtype Type>
+constexpr float f8_to_f32(std::uint8_t code) noexcept {
+  constexpr std::uint32_t quiet = 0x7FC00000U;
+  if constexpr (Type == dtype::f8_e8m0) {  // 2^(code - 127)
+    if (code == 0xFF) return std::bit_cast<float>(quiet);
+    return std::bit_cast<float>(code == 0 ? 0x00400000U : static_cast<std::uint32_t>(code) << 23);
+  } else {
+    static_assert(Type == dtype::f8_e4m3 || Type == dtype::f8_e5m2 || Type == dtype::f8_e4m3fnuz || Type == dtype::f8_e5m2fnuz);
+    constexpr detail::float8_format format = detail::float8_format_of(Type);
+    const std::uint32_t sign = static_cast<std::uint32_t>(code & 0x80U) << 24, magnitude = code & 0x7FU;
+    if (format.fnuz && code == 0x80) return std::bit_cast<float>(quiet);
+    std::uint32_t mantissa = magnitude & ((1U << format.mantissa) - 1);
+    const std::uint32_t exponent = magnitude >> format.mantissa;
+    if (!format.fnuz && magnitude > format.largest) {
+      if (format.overflow != format.nan && magnitude == format.overflow) return std::bit_cast<float>(sign | 0x7F800000U);
+      return std::bit_cast<float>(sign | quiet | (mantissa << (23 - format.mantissa)));
+    }
+    if (exponent == 0) {
+      if (mantissa == 0) return std::bit_cast<float>(sign);
+      const auto leading = static_cast<std::uint32_t>(std::countl_zero(mantissa)) - (31 - format.mantissa);  // of the field
+      mantissa = (mantissa << leading) & ((1U << format.mantissa) - 1);
+      return std::bit_cast<float>(sign | ((128 - format.bias - leading) << 23) | (mantissa << (23 - format.mantissa)));
+    }
+    return std::bit_cast<float>(sign | ((exponent + 127 - format.bias) << 23) | (mantissa << (23 - format.mantissa)));
+  }
+}
+
+namespace detail {
+
+template <dtype Type>
+constexpr std::array<float, 256> make_f8_table() noexcept {
+  std::array<float, 256> table{};
+  for (std::size_t i = 0; i < table.size(); ++i) table[i] = f8_to_f32<Type>(static_cast<std::uint8_t>(i));
+  return table;
+}
+
+/// The values of all codes.
+template <dtype Type>
+inline constexpr std::array<float, 256> f8_table = make_f8_table<Type>();
+
+}  // namespace detail
+
+TENSORSMITH_END_NAMESPACE
+#endif  // TENSORSMITH_HAS_CORE_FLOAT8_HPP
+
 #ifndef TENSORSMITH_HAS_CORE_CONVERT_HPP
 #define TENSORSMITH_HAS_CORE_CONVERT_HPP
-// tensorsmith/core/convert.hpp: bulk conversion between floating-point element types.
+// tensorsmith/core/convert.hpp: bulk conversion between floating-point element types, and what overflowed in it.
 //
 // Include this for convert_elements. Kernels are compiled under target attributes in an ordinary translation unit and chosen
-// at run time, so no -march flag is needed; their bits equal core/half.hpp.
+// at run time, so no -march flag is needed; their bits equal core/half.hpp and core/float8.hpp.
 
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -8509,91 +12902,248 @@ void store_as(std::byte* at, T value) noexcept {
 
 using convert_kernel = void (*)(const std::byte*, std::byte*, std::size_t) noexcept;
 
-inline void f32_to_f16_scalar(const std::byte* in, std::byte* out, std::size_t n) noexcept {
-  for (std::size_t i = 0; i < n; ++i) store_as(out + 2 * i, f32_to_f16(load_as<float>(in + 4 * i)));
+/// Types of one byte with a sign, which convert both ways.
+constexpr bool is_signed_f8(dtype type) noexcept {
+  return type == dtype::f8_e4m3 || type == dtype::f8_e5m2 || type == dtype::f8_e4m3fnuz || type == dtype::f8_e5m2fnuz;
 }
-inline void f16_to_f32_scalar(const std::byte* in, std::byte* out, std::size_t n) noexcept {
-  for (std::size_t i = 0; i < n; ++i) store_as(out + 4 * i, f16_to_f32(load_as<std::uint16_t>(in + 2 * i)));
+
+/// An element as f32. f64 is rounded to odd, so that a second rounding to a narrower type sees every lost bit.
+template <dtype From>
+float load_float(const std::byte* at) noexcept {
+  if constexpr (From == dtype::f64) return f64_to_f32_odd(load_as<double>(at));
+  else if constexpr (From == dtype::f32) return load_as<float>(at);
+  else if constexpr (From == dtype::f16) return f16_to_f32(load_as<std::uint16_t>(at));
+  else if constexpr (From == dtype::bf16) return bf16_to_f32(load_as<std::uint16_t>(at));
+  else return f8_table<From>[std::to_integer<std::size_t>(*at)];
 }
-inline void f32_to_bf16_scalar(const std::byte* in, std::byte* out, std::size_t n) noexcept {
-  for (std::size_t i = 0; i < n; ++i) store_as(out + 2 * i, f32_to_bf16(load_as<float>(in + 4 * i)));
+
+template <dtype To>
+void store_float(std::byte* at, float value) noexcept {
+  if constexpr (To == dtype::f64) store_as(at, static_cast<double>(value));
+  else if constexpr (To == dtype::f32) store_as(at, value);
+  else if constexpr (To == dtype::f16) store_as(at, f32_to_f16(value));
+  else if constexpr (To == dtype::bf16) store_as(at, f32_to_bf16(value));
+  else store_as(at, f32_to_f8<To>(value));
 }
-inline void bf16_to_f32_scalar(const std::byte* in, std::byte* out, std::size_t n) noexcept {
-  for (std::size_t i = 0; i < n; ++i) store_as(out + 4 * i, bf16_to_f32(load_as<std::uint16_t>(in + 2 * i)));
+
+/// The definition of every conversion.
+template <dtype From, dtype To>
+void convert_scalar(const std::byte* in, std::byte* out, std::size_t n) noexcept {
+  constexpr std::size_t from = bits_of(From) / 8, to = bits_of(To) / 8;
+  for (std::size_t i = 0; i < n; ++i) {
+    if constexpr (From == dtype::f64 && To == dtype::f32) store_as(out + to * i, static_cast<float>(load_as<double>(in + from * i)));
+    else store_float<To>(out + to * i, load_float<From>(in + from * i));
+  }
 }
-inline void bf16_to_f16_scalar(const std::byte* in, std::byte* out, std::size_t n) noexcept {
-  for (std::size_t i = 0; i < n; ++i) store_as(out + 2 * i, f32_to_f16(bf16_to_f32(load_as<std::uint16_t>(in + 2 * i))));
+
+template <dtype From, dtype To>
+constexpr std::array<std::uint16_t, 256> make_f8_codes() noexcept {
+  std::array<std::uint16_t, 256> codes{};
+  for (std::size_t i = 0; i < codes.size(); ++i)
+    codes[i] = To == dtype::f16 ? f32_to_f16(f8_table<From>[i]) : f32_to_bf16(f8_table<From>[i]);
+  return codes;
 }
-inline void f16_to_bf16_scalar(const std::byte* in, std::byte* out, std::size_t n) noexcept {
-  for (std::size_t i = 0; i < n; ++i) store_as(out + 2 * i, f32_to_bf16(f16_to_f32(load_as<std::uint16_t>(in + 2 * i))));
-}
-inline void f64_to_f32_scalar(const std::byte* in, std::byte* out, std::size_t n) noexcept {
-  for (std::size_t i = 0; i < n; ++i) store_as(out + 4 * i, static_cast<float>(load_as<double>(in + 8 * i)));
-}
-inline void f64_to_f16_scalar(const std::byte* in, std::byte* out, std::size_t n) noexcept {
-  for (std::size_t i = 0; i < n; ++i) store_as(out + 2 * i, f32_to_f16(f64_to_f32_odd(load_as<double>(in + 8 * i))));
-}
-inline void f64_to_bf16_scalar(const std::byte* in, std::byte* out, std::size_t n) noexcept {
-  for (std::size_t i = 0; i < n; ++i) store_as(out + 2 * i, f32_to_bf16(f64_to_f32_odd(load_as<double>(in + 8 * i))));
-}
-inline void f32_to_f64_scalar(const std::byte* in, std::byte* out, std::size_t n) noexcept {
-  for (std::size_t i = 0; i < n; ++i) store_as(out + 8 * i, static_cast<double>(load_as<float>(in + 4 * i)));
-}
-inline void f16_to_f64_scalar(const std::byte* in, std::byte* out, std::size_t n) noexcept {
-  for (std::size_t i = 0; i < n; ++i) store_as(out + 8 * i, static_cast<double>(f16_to_f32(load_as<std::uint16_t>(in + 2 * i))));
-}
-inline void bf16_to_f64_scalar(const std::byte* in, std::byte* out, std::size_t n) noexcept {
-  for (std::size_t i = 0; i < n; ++i) store_as(out + 8 * i, static_cast<double>(bf16_to_f32(load_as<std::uint16_t>(in + 2 * i))));
+
+/// All codes of an 8-bit type as those of a 16-bit one.
+template <dtype From, dtype To>
+inline constexpr std::array<std::uint16_t, 256> f8_codes = make_f8_codes<From, To>();
+
+template <dtype From, dtype To>
+void convert_by_table(const std::byte* in, std::byte* out, std::size_t n) noexcept {
+  for (std::size_t i = 0; i < n; ++i) store_as(out + 2 * i, f8_codes<From, To>[std::to_integer<std::size_t>(in[i])]);
 }
 
 #if defined(__x86_64__)
-__attribute__((target("avx,f16c"))) inline void f32_to_f16_f16c(const std::byte* in, std::byte* out, std::size_t n) noexcept {
-  std::size_t i = 0;
-  for (; i + 8 <= n; i += 8) {
-    const __m256 x = _mm256_loadu_ps(reinterpret_cast<const float*>(in + 4 * i));
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(out + 2 * i), _mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT));
-  }
-  f32_to_f16_scalar(in + 4 * i, out + 2 * i, n - i);
+#define TENSORSMITH_AVX2 __attribute__((target("avx2,f16c"))) inline
+
+TENSORSMITH_AVX2 __m256 load_f16x8(const std::byte* in) noexcept {
+  return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(in)));
 }
-__attribute__((target("avx,f16c"))) inline void f16_to_f32_f16c(const std::byte* in, std::byte* out, std::size_t n) noexcept {
-  std::size_t i = 0;
-  for (; i + 8 <= n; i += 8) {
-    const __m128i x = _mm_loadu_si128(reinterpret_cast<const __m128i*>(in + 2 * i));
-    _mm256_storeu_ps(reinterpret_cast<float*>(out + 4 * i), _mm256_cvtph_ps(x));
-  }
-  f16_to_f32_scalar(in + 2 * i, out + 4 * i, n - i);
+TENSORSMITH_AVX2 __m256 load_bf16x8(const std::byte* in) noexcept {
+  const __m128i codes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(in));
+  return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(codes), 16));
 }
-inline bool has_f16c() noexcept {
-  static const bool available = __builtin_cpu_supports("avx2");  // every processor with AVX2 has F16C; Clang 14 cannot ask for it
+TENSORSMITH_AVX2 __m128i f16x8_of(__m256 x) noexcept { return _mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT); }
+/// Eight bfloat16 codes in the low halves of the lanes, as f32_to_bf16 makes them.
+TENSORSMITH_AVX2 __m256i bf16_lanes(__m256 x) noexcept {
+  const __m256i bits = _mm256_castps_si256(x);
+  const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+  const __m256i rounded = _mm256_add_epi32(_mm256_add_epi32(bits, _mm256_set1_epi32(0x7FFF)), odd);
+  const __m256i quiet = _mm256_or_si256(bits, _mm256_set1_epi32(0x400000));
+  const __m256i nan = _mm256_castps_si256(_mm256_cmp_ps(x, x, _CMP_UNORD_Q));
+  return _mm256_srli_epi32(_mm256_blendv_epi8(rounded, quiet, nan), 16);
+}
+
+TENSORSMITH_AVX2 void f32_to_f16_avx2(const std::byte* in, std::byte* out, std::size_t n) noexcept {
+  std::size_t i = 0;
+  for (; i + 16 <= n; i += 16) {
+    const __m128i low = f16x8_of(_mm256_loadu_ps(reinterpret_cast<const float*>(in + 4 * i)));
+    const __m128i high = f16x8_of(_mm256_loadu_ps(reinterpret_cast<const float*>(in + 4 * i + 32)));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(out + 2 * i), low);
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(out + 2 * i + 16), high);
+  }
+  convert_scalar<dtype::f32, dtype::f16>(in + 4 * i, out + 2 * i, n - i);
+}
+TENSORSMITH_AVX2 void f16_to_f32_avx2(const std::byte* in, std::byte* out, std::size_t n) noexcept {
+  std::size_t i = 0;
+  for (; i + 16 <= n; i += 16) {
+    const __m256 low = load_f16x8(in + 2 * i), high = load_f16x8(in + 2 * i + 16);
+    _mm256_storeu_ps(reinterpret_cast<float*>(out + 4 * i), low);
+    _mm256_storeu_ps(reinterpret_cast<float*>(out + 4 * i + 32), high);
+  }
+  convert_scalar<dtype::f16, dtype::f32>(in + 2 * i, out + 4 * i, n - i);
+}
+TENSORSMITH_AVX2 void f32_to_bf16_avx2(const std::byte* in, std::byte* out, std::size_t n) noexcept {
+  std::size_t i = 0;
+  for (; i + 16 <= n; i += 16) {
+    const __m256i low = bf16_lanes(_mm256_loadu_ps(reinterpret_cast<const float*>(in + 4 * i)));
+    const __m256i high = bf16_lanes(_mm256_loadu_ps(reinterpret_cast<const float*>(in + 4 * i + 32)));
+    const __m256i packed = _mm256_permute4x64_epi64(_mm256_packus_epi32(low, high), 0xD8);  // packing goes by 128-bit halves
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(out + 2 * i), packed);
+  }
+  convert_scalar<dtype::f32, dtype::bf16>(in + 4 * i, out + 2 * i, n - i);
+}
+TENSORSMITH_AVX2 void bf16_to_f32_avx2(const std::byte* in, std::byte* out, std::size_t n) noexcept {
+  std::size_t i = 0;
+  for (; i + 16 <= n; i += 16) {
+    const __m256 low = load_bf16x8(in + 2 * i), high = load_bf16x8(in + 2 * i + 16);
+    _mm256_storeu_ps(reinterpret_cast<float*>(out + 4 * i), low);
+    _mm256_storeu_ps(reinterpret_cast<float*>(out + 4 * i + 32), high);
+  }
+  convert_scalar<dtype::bf16, dtype::f32>(in + 2 * i, out + 4 * i, n - i);
+}
+TENSORSMITH_AVX2 void bf16_to_f16_avx2(const std::byte* in, std::byte* out, std::size_t n) noexcept {
+  std::size_t i = 0;
+  for (; i + 8 <= n; i += 8) _mm_storeu_si128(reinterpret_cast<__m128i*>(out + 2 * i), f16x8_of(load_bf16x8(in + 2 * i)));
+  convert_scalar<dtype::bf16, dtype::f16>(in + 2 * i, out + 2 * i, n - i);
+}
+TENSORSMITH_AVX2 void f16_to_bf16_avx2(const std::byte* in, std::byte* out, std::size_t n) noexcept {
+  std::size_t i = 0;
+  for (; i + 16 <= n; i += 16) {
+    const __m256i low = bf16_lanes(load_f16x8(in + 2 * i)), high = bf16_lanes(load_f16x8(in + 2 * i + 16));
+    const __m256i packed = _mm256_permute4x64_epi64(_mm256_packus_epi32(low, high), 0xD8);
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(out + 2 * i), packed);
+  }
+  convert_scalar<dtype::f16, dtype::bf16>(in + 2 * i, out + 2 * i, n - i);
+}
+/// ORs ((x & mask) + add) over whole vectors of 32 bytes; returns how many bytes that were.
+TENSORSMITH_AVX2 std::size_t carries_avx2(const std::byte* data, std::size_t bytes, std::uint64_t mask, std::uint64_t add,
+                                          std::uint64_t& seen) noexcept {
+  const __m256i masks = _mm256_set1_epi64x(static_cast<long long>(mask)), adds = _mm256_set1_epi64x(static_cast<long long>(add));
+  __m256i all = _mm256_setzero_si256(), more = _mm256_setzero_si256();
+  std::size_t i = 0;
+  for (; i + 64 <= bytes; i += 64) {
+    const __m256i x = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(data + i));
+    const __m256i y = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(data + i + 32));
+    all = _mm256_or_si256(all, _mm256_add_epi64(_mm256_and_si256(x, masks), adds));
+    more = _mm256_or_si256(more, _mm256_add_epi64(_mm256_and_si256(y, masks), adds));
+  }
+  std::uint64_t lanes[4];
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(lanes), _mm256_or_si256(all, more));
+  seen |= lanes[0] | lanes[1] | lanes[2] | lanes[3];
+  return i;
+}
+#undef TENSORSMITH_AVX2
+
+inline bool has_avx2() noexcept {
+  static const bool available = __builtin_cpu_supports("avx2");  // implies F16C on every processor; Clang 14 cannot ask for that
   return available;
 }
-#else
-inline constexpr bool has_f16c() noexcept { return false; }
-#endif
 
-/// The kernel for a pair of different floating-point types, or nullptr if we do not convert between them.
-inline convert_kernel kernel_for(dtype from, dtype to) noexcept {
-#if defined(__x86_64__)
-  if (from == dtype::f32 && to == dtype::f16 && has_f16c()) return f32_to_f16_f16c;
-  if (from == dtype::f16 && to == dtype::f32 && has_f16c()) return f16_to_f32_f16c;
-#endif
+inline convert_kernel vector_kernel_for(dtype from, dtype to) noexcept {
   struct row { dtype from, to; convert_kernel run; };
-  constexpr row rows[] = {
-      {dtype::f32, dtype::f16, f32_to_f16_scalar}, {dtype::f16, dtype::f32, f16_to_f32_scalar},
-      {dtype::f32, dtype::bf16, f32_to_bf16_scalar}, {dtype::bf16, dtype::f32, bf16_to_f32_scalar},
-      {dtype::bf16, dtype::f16, bf16_to_f16_scalar}, {dtype::f16, dtype::bf16, f16_to_bf16_scalar},
-      {dtype::f64, dtype::f32, f64_to_f32_scalar}, {dtype::f64, dtype::f16, f64_to_f16_scalar},
-      {dtype::f64, dtype::bf16, f64_to_bf16_scalar}, {dtype::f32, dtype::f64, f32_to_f64_scalar},
-      {dtype::f16, dtype::f64, f16_to_f64_scalar}, {dtype::bf16, dtype::f64, bf16_to_f64_scalar}};
+  constexpr row rows[] = {{dtype::f32, dtype::f16, f32_to_f16_avx2},   {dtype::f16, dtype::f32, f16_to_f32_avx2},
+                          {dtype::f32, dtype::bf16, f32_to_bf16_avx2}, {dtype::bf16, dtype::f32, bf16_to_f32_avx2},
+                          {dtype::bf16, dtype::f16, bf16_to_f16_avx2}, {dtype::f16, dtype::bf16, f16_to_bf16_avx2}};
+  if (!has_avx2()) return nullptr;
   for (const row& r : rows)
     if (r.from == from && r.to == to) return r.run;
   return nullptr;
 }
+#else
+inline convert_kernel vector_kernel_for(dtype, dtype) noexcept { return nullptr; }
+#endif
+
+template <dtype From>
+convert_kernel scalar_kernel_from(dtype to) noexcept {
+  constexpr bool byte = bits_of(From) == 8;
+  switch (to) {
+    case dtype::f64: return convert_scalar<From, dtype::f64>;
+    case dtype::f32: return convert_scalar<From, dtype::f32>;
+    case dtype::f16:
+      if constexpr (byte) return convert_by_table<From, dtype::f16>;
+      else return convert_scalar<From, dtype::f16>;
+    case dtype::bf16:
+      if constexpr (byte) return convert_by_table<From, dtype::bf16>;
+      else return convert_scalar<From, dtype::bf16>;
+    default: break;
+  }
+  if constexpr (!byte) {
+    switch (to) {
+      case dtype::f8_e4m3: return convert_scalar<From, dtype::f8_e4m3>;
+      case dtype::f8_e5m2: return convert_scalar<From, dtype::f8_e5m2>;
+      case dtype::f8_e4m3fnuz: return convert_scalar<From, dtype::f8_e4m3fnuz>;
+      case dtype::f8_e5m2fnuz: return convert_scalar<From, dtype::f8_e5m2fnuz>;
+      default: break;
+    }
+  }
+  return nullptr;
+}
+
+/// The scalar kernel for a pair of different floating-point types, or nullptr if we do not convert between them.
+inline convert_kernel scalar_kernel_for(dtype from, dtype to) noexcept {
+  switch (from) {
+    case dtype::f64: return to == from ? nullptr : scalar_kernel_from<dtype::f64>(to);
+    case dtype::f32: return to == from ? nullptr : scalar_kernel_from<dtype::f32>(to);
+    case dtype::f16: return to == from ? nullptr : scalar_kernel_from<dtype::f16>(to);
+    case dtype::bf16: return to == from ? nullptr : scalar_kernel_from<dtype::bf16>(to);
+    case dtype::f8_e4m3: return scalar_kernel_from<dtype::f8_e4m3>(to);
+    case dtype::f8_e5m2: return scalar_kernel_from<dtype::f8_e5m2>(to);
+    case dtype::f8_e4m3fnuz: return scalar_kernel_from<dtype::f8_e4m3fnuz>(to);
+    case dtype::f8_e5m2fnuz: return scalar_kernel_from<dtype::f8_e5m2fnuz>(to);
+    case dtype::f8_e8m0: return scalar_kernel_from<dtype::f8_e8m0>(to);
+    default: return nullptr;
+  }
+}
+
+/// The fastest kernel for a pair on this processor, or nullptr if we do not convert between them.
+inline convert_kernel kernel_for(dtype from, dtype to) noexcept {
+  const convert_kernel fast = vector_kernel_for(from, to);
+  return fast ? fast : scalar_kernel_for(from, to);
+}
+
+/// How to see infinities and NaN in packed elements: ((x & mask) + add) has the top bit of an element set exactly there.
+struct nonfinite_pattern {
+  std::uint64_t mask = 0, add = 0, top = 0;
+};
+constexpr nonfinite_pattern nonfinite_pattern_of(dtype type) noexcept {
+  switch (type) {
+    case dtype::f64: return {0x7FF0000000000000, 0x0010000000000000, 0x8000000000000000};
+    case dtype::f32: return {0x7F8000007F800000, 0x0080000000800000, 0x8000000080000000};
+    case dtype::f16: return {0x7C007C007C007C00, 0x0400040004000400, 0x8000800080008000};
+    case dtype::bf16: return {0x7F807F807F807F80, 0x0080008000800080, 0x8000800080008000};
+    case dtype::f8_e4m3: return {0x7F7F7F7F7F7F7F7F, 0x0101010101010101, 0x8080808080808080};
+    case dtype::f8_e5m2: return {0x7C7C7C7C7C7C7C7C, 0x0404040404040404, 0x8080808080808080};
+    default: return {};  // one code only: see is_finite
+  }
+}
+
+/// Whether the element at `at` is finite. @pre a floating-point type of whole bytes
+inline bool is_finite(dtype type, const std::byte* at) noexcept {
+  if (type == dtype::f8_e8m0) return *at != std::byte{0xFF};
+  if (type == dtype::f8_e4m3fnuz || type == dtype::f8_e5m2fnuz) return *at != std::byte{0x80};
+  const nonfinite_pattern p = nonfinite_pattern_of(type);
+  std::uint64_t bits = 0;
+  for (std::size_t i = 0; i < bits_of(type) / 8; ++i) bits |= std::to_integer<std::uint64_t>(at[i]) << (8 * i);
+  const std::uint64_t sign = std::uint64_t{1} << (bits_of(type) - 1);
+  return (((bits & p.mask) + (p.add & (2 * sign - 1))) & sign) == 0;
+}
 
 }  // namespace detail
 
-/// True if convert_elements knows the pair.
-inline bool convertible(dtype from, dtype to) noexcept { return from == to || detail::kernel_for(from, to) != nullptr; }
+/// True if convert_elements knows the pair: among f64, f32, f16 and bf16, and between these and the 8-bit types (f8_e8m0 only
+/// as the source).
+inline bool convertible(dtype from, dtype to) noexcept { return from == to || detail::scalar_kernel_for(from, to) != nullptr; }
 
 /// Converts `count` elements, rounding to nearest even once. @pre convertible(from, to); the ranges do not overlap.
 inline void convert_elements(dtype from, const std::byte* in, dtype to, std::byte* out, std::size_t count) noexcept {
@@ -8604,36 +13154,121 @@ inline void convert_elements(dtype from, const std::byte* in, dtype to, std::byt
   }
 }
 
+/// True if one of `count` elements is infinite or NaN. @pre a floating-point type of whole bytes
+inline bool any_nonfinite(dtype type, const std::byte* data, std::size_t count) noexcept {
+  const detail::nonfinite_pattern p = detail::nonfinite_pattern_of(type);
+  const std::size_t bytes = byte_count(type, count), element = bits_of(type) / 8;
+  std::size_t i = 0;
+  if (p.mask != 0) {
+    std::uint64_t seen = 0;
+#if defined(__x86_64__)
+    if (detail::has_avx2()) i = detail::carries_avx2(data, bytes, p.mask, p.add, seen);
+#endif
+    for (; i + 8 <= bytes; i += 8) seen |= (detail::load_as<std::uint64_t>(data + i) & p.mask) + p.add;
+    if ((seen & p.top) != 0) return true;
+  }
+  if (type == dtype::f8_e4m3fnuz || type == dtype::f8_e5m2fnuz) return bytes != 0 && std::memchr(data, 0x80, bytes) != nullptr;
+  for (; i < bytes; i += element)
+    if (!detail::is_finite(type, data + i)) return true;
+  return false;
+}
+
+/// How many of `count` elements were finite before a conversion and are infinite or NaN after it.
+/// @pre floating-point types of whole bytes
+inline std::size_t count_new_nonfinite(dtype from, const std::byte* before, dtype to, const std::byte* after, std::size_t count) noexcept {
+  if (!any_nonfinite(to, after, count)) return 0;
+  std::size_t found = 0;
+  for (std::size_t i = 0; i < count; ++i)
+    found += !detail::is_finite(to, after + i * (bits_of(to) / 8)) && detail::is_finite(from, before + i * (bits_of(from) / 8));
+  return found;
+}
+
+/// The largest finite value of a floating-point type of whole bytes (f8_e8m0: 2^127).
+constexpr double largest_finite(dtype type) noexcept {
+  switch (type) {
+    case dtype::f64: return 0x1.FFFFFFFFFFFFFp1023;
+    case dtype::f32: return 0x1.FFFFFEp127;
+    case dtype::f16: return 65504;
+    case dtype::bf16: return 0x1.FEp127;
+    case dtype::f8_e5m2: case dtype::f8_e5m2fnuz: return 57344;
+    case dtype::f8_e4m3: return 448;
+    case dtype::f8_e4m3fnuz: return 240;
+    default: return 0x1p127;
+  }
+}
+
+/// True if a finite value of `from` may become infinite or NaN as `to`. @pre convertible(from, to)
+constexpr bool may_overflow(dtype from, dtype to) noexcept { return largest_finite(from) > largest_finite(to); }
+
+/// After a conversion: gives every finite value that became infinite or NaN the largest finite value of `to` with its sign, and
+/// infinities too where `to` has none (as torch does for f8_e4m3). Returns how many elements changed.
+/// @pre convertible(from, to)
+inline std::size_t saturate_elements(dtype from, const std::byte* before, dtype to, std::byte* after, std::size_t count) noexcept {
+  if (!any_nonfinite(to, after, count)) return 0;
+  const std::size_t old_size = bits_of(from) / 8, new_size = bits_of(to) / 8;
+  const bool has_infinity = new_size > 1 || to == dtype::f8_e5m2;
+  std::byte largest[8];
+  const double value = largest_finite(to);
+  convert_elements(dtype::f64, reinterpret_cast<const std::byte*>(&value), to, largest, 1);
+  std::size_t changed = 0;
+  for (std::size_t i = 0; i < count; ++i) {
+    const std::byte* old = before + i * old_size;
+    std::byte* now = after + i * new_size;
+    if (detail::is_finite(to, now)) continue;
+    double was = 0;
+    convert_elements(from, old, dtype::f64, reinterpret_cast<std::byte*>(&was), 1);
+    if (was != was || (has_infinity && !detail::is_finite(from, old))) continue;
+    std::memcpy(now, largest, new_size);
+    if (was < 0) now[new_size - 1] |= std::byte{0x80};
+    ++changed;
+  }
+  return changed;
+}
+
 TENSORSMITH_END_NAMESPACE
 #endif  // TENSORSMITH_HAS_CORE_CONVERT_HPP
 
 #ifndef TENSORSMITH_HAS_TENSOR_CAST_HPP
 #define TENSORSMITH_HAS_TENSOR_CAST_HPP
-// tensorsmith/tensor/cast.hpp: a planned tensor in another floating-point type, converted tile by tile.
+// tensorsmith/tensor/cast.hpp: a planned tensor in another floating-point type, converted tile by tile, with a policy for values
+// that do not fit. By default they are an error: a model with infinite weights computes nothing but NaN.
 
 TENSORSMITH_BEGIN_NAMESPACE
+
+/// What a cast does with a finite value that becomes infinite or NaN in the new type (65520 as f16). Infinities and NaN of the
+/// source pass in every case; a type without infinity (f8_e4m3) has NaN in its place.
+enum class cast_overflow : std::uint8_t {
+  error,     ///< fails (numeric) and says where, how many and how large
+  keep,      ///< infinity, or NaN in a type without
+  saturate,  ///< the largest finite value with its sign; infinities, too, in a type without
+};
+
+/// Counts what did not fit, where the policy is not `error`. May be shared by many casts.
+struct cast_tally {
+  std::atomic<std::uint64_t> overflowed{0};
+};
 
 /// Converts output 0 of another recipe, rounding to nearest even once. @pre convertible(inner's dtype, to)
 class cast_recipe final : public recipe {
  public:
-  cast_recipe(recipe_ptr inner, dtype to) : inner_(std::move(inner)), info_(inner_->outputs()[0]), from_(info_.type) {
+  cast_recipe(recipe_ptr inner, dtype to, cast_overflow policy = cast_overflow::error, std::shared_ptr<cast_tally> tally = nullptr)
+      : inner_(std::move(inner)), info_(inner_->outputs()[0]), from_(info_.type), policy_(policy), tally_(std::move(tally)) {
     info_.type = to;
+    checked_ = may_overflow(from_, to) && (policy_ != cast_overflow::keep || tally_);
   }
   std::span<const tensor_info> outputs() const noexcept override { return {&info_, 1}; }
   region grain() const override { return inner_->grain(); }
   std::size_t prepared_bytes() const noexcept override { return inner_->prepared_bytes(); }
   result<void> prepare(const job& run) override { return inner_->prepare(run); }
   void release() noexcept override { inner_->release(); }
+  void add_sources(std::vector<std::shared_ptr<const byte_source>>& out) const override { inner_->add_sources(out); }
   result<void> produce(region r, std::span<const tile> tiles, scratch& work) const override {
     const scratch::scope keep(work);
     TENSORSMITH_TRY(const view in, inner_->load(r, work));
     const tile out = tiles[0];
-    if (in.pitch == byte_count(from_, r.cols) && out.pitch == row_bytes(r)) {
-      convert_elements(from_, in.data, info_.type, out.data, r.elements());
-    } else {
-      for (std::size_t i = 0; i < r.rows; ++i)
-        convert_elements(from_, in.data + i * in.pitch, info_.type, out.data + i * out.pitch, r.cols);
-    }
+    if (in.pitch == byte_count(from_, r.cols) && out.pitch == row_bytes(r)) return convert(in.data, out.data, r.elements(), work);
+    for (std::size_t i = 0; i < r.rows; ++i)
+      TENSORSMITH_CHECK(convert(in.data + i * in.pitch, out.data + i * out.pitch, r.cols, work));
     return {};
   }
   recipe_ptr uncast() const override { return inner_; }
@@ -8642,26 +13277,601 @@ class cast_recipe final : public recipe {
   recipe_ptr fold_rows(std::size_t first, std::size_t count) const override { return wrapped(inner_->fold_rows(first, count)); }
 
  private:
+  static constexpr std::size_t block = 8192;  // elements between two checks: what was just written is still in the L1 cache
+
   recipe_ptr wrapped(recipe_ptr folded) const {
-    return folded ? std::make_shared<cast_recipe>(std::move(folded), info_.type) : nullptr;
+    return folded ? std::make_shared<cast_recipe>(std::move(folded), info_.type, policy_, tally_) : nullptr;
   }
+
+  result<void> convert(const std::byte* in, std::byte* out, std::size_t count, scratch& work) const {
+    if (!checked_) return convert_elements(from_, in, info_.type, out, count), result<void>();
+    const std::size_t old_size = bits_of(from_) / 8, new_size = bits_of(info_.type) / 8;
+    for (std::size_t at = 0; at < count; at += block, in += block * old_size, out += block * new_size) {
+      const std::size_t n = std::min(block, count - at);
+      convert_elements(from_, in, info_.type, out, n);
+      if (!any_nonfinite(info_.type, out, n)) continue;
+      if (policy_ == cast_overflow::error) {
+        if (count_new_nonfinite(from_, in, info_.type, out, n) > 0) return describe_overflow(work);
+        continue;
+      }
+      const std::size_t changed = policy_ == cast_overflow::saturate ? saturate_elements(from_, in, info_.type, out, n)
+                                                                     : count_new_nonfinite(from_, in, info_.type, out, n);
+      if (tally_) tally_->overflowed += changed;
+    }
+    return {};
+  }
+
+  struct overflow {
+    std::size_t count = 0, first = std::numeric_limits<std::size_t>::max();
+    double first_value = 0, largest = 0;  // of the finite values that overflow; the largest by magnitude
+  };
+
+  /// Goes through the whole tensor again, so that the message does not depend on tiles and threads.
+  result<void> describe_overflow(scratch& work) const {
+    overflow found;
+    const placement whole{inner_, {output_slot{}}, {}};
+    const detail::tile_grid grid = detail::plan_tiles(whole, std::size_t{1} << 20);
+    for (std::size_t k = 0; k < grid.count(); ++k) {
+      const scratch::scope keep(work);
+      const region r = grid.at(k);
+      TENSORSMITH_TRY(const view in, inner_->load(r, work));
+      for (std::size_t i = 0; i < r.rows; ++i)
+        inspect_row(in.data + i * in.pitch, r.cols, (r.row + i) * grid.all.cols + r.col, found, work);
+    }
+    const std::string one = found.count == 1 ? "a finite value does not fit into " : std::to_string(found.count) + " finite values do not fit into ";
+    return failure{.code = errc::numeric, .what = one + std::string(name_of(info_.type)), .place = "tensor " + shown_name(),
+                   .expected = "at most " + text(largest_finite(info_.type)) + " in magnitude",
+                   .found = text(found.first_value) + " at " + to_string(index_of(found.first)) +
+                            (found.count == 1 ? std::string() : ", the largest is " + text(found.largest)),
+                   .advice = "keep this tensor in its type, cast to a type with a larger range, or accept it with --overflow saturate"};
+  }
+
+  void inspect_row(const std::byte* in, std::size_t count, std::size_t flat, overflow& found, scratch& work) const {
+    const scratch::scope keep(work);
+    const std::size_t old_size = bits_of(from_) / 8, new_size = bits_of(info_.type) / 8;
+    const auto out = work.take(std::min(block, count) * new_size);
+    for (std::size_t at = 0; at < count; at += block, in += block * old_size) {
+      const std::size_t n = std::min(block, count - at);
+      convert_elements(from_, in, info_.type, out.data(), n);
+      if (!any_nonfinite(info_.type, out.data(), n)) continue;
+      for (std::size_t i = 0; i < n; ++i) {
+        if (detail::is_finite(info_.type, out.data() + i * new_size) || !detail::is_finite(from_, in + i * old_size)) continue;
+        double value = 0;
+        convert_elements(from_, in + i * old_size, dtype::f64, reinterpret_cast<std::byte*>(&value), 1);
+        ++found.count;
+        if (flat + at + i < found.first) found.first = flat + at + i, found.first_value = value;
+        if (std::fabs(value) > std::fabs(found.largest)) found.largest = value;
+      }
+    }
+  }
+
+  shape_type index_of(std::size_t flat) const {
+    shape_type index(info_.shape.size());
+    for (std::size_t d = index.size(); d-- > 0; flat /= info_.shape[d]) index[d] = flat % info_.shape[d];
+    return index;
+  }
+  /// Readers name their tensors "file: 'name'": escaped as every untrusted text, without a second pair of quotes.
+  std::string shown_name() const {
+    std::string name = quoted(info_.name);
+    return name.back() == '\'' ? name.substr(1, name.size() - 2) : name;
+  }
+  static std::string text(double value) {
+    char digits[32];
+    const auto end = std::to_chars(digits, digits + sizeof digits, value, std::chars_format::general, 9);
+    return std::string(digits, end.ptr);
+  }
+
   recipe_ptr inner_;
   tensor_info info_;
   dtype from_;
+  cast_overflow policy_;
+  bool checked_ = false;  // whether produced values are looked at
+  std::shared_ptr<cast_tally> tally_;
 };
 
-/// `tensor` as `to`; the tensor itself if it has that type. @fails unsupported if there is no such conversion.
-inline result<tensor_ref> cast(const tensor_ref& tensor, dtype to) {
+/// `tensor` as `to`; the tensor itself if it has that type. `policy` says what becomes of values that do not fit when the bytes are
+/// produced; `tally` counts them where that is no error. @fails unsupported if there is no such conversion.
+inline result<tensor_ref> cast(const tensor_ref& tensor, dtype to, cast_overflow policy = cast_overflow::error,
+                               std::shared_ptr<cast_tally> tally = nullptr) {
   if (tensor.type() == to) return tensor;
   if (!convertible(tensor.type(), to) || tensor.source->outputs().size() != 1)
     return failure{.code = errc::unsupported, .what = "this conversion of element types does not exist",
-                   .place = "tensor " + quoted(tensor.info().name), .expected = "one of f64, f32, f16, bf16 on both sides",
+                   .place = "tensor " + quoted(tensor.info().name), .expected = "f64, f32, f16, bf16, or one of them and an 8-bit float",
                    .found = std::string(name_of(tensor.type())) + " to " + std::string(name_of(to))};
-  return tensor_ref{std::make_shared<cast_recipe>(tensor.source, to), 0};
+  return tensor_ref{std::make_shared<cast_recipe>(tensor.source, to, policy, std::move(tally)), 0};
 }
 
 TENSORSMITH_END_NAMESPACE
 #endif  // TENSORSMITH_HAS_TENSOR_CAST_HPP
+
+#ifndef TENSORSMITH_HAS_CORE_SHA256_HPP
+#define TENSORSMITH_HAS_CORE_SHA256_HPP
+// tensorsmith/core/sha256.hpp: SHA-256 (FIPS 180-4) of bytes that arrive in pieces. Include this to name contents by their digest.
+//
+// Two kernels with the same results: plain C++, and the SHA instructions of x86-64 processors, chosen when the program runs.
+
+#if defined(__x86_64__)
+#include <cpuid.h>
+#include <immintrin.h>
+#endif
+
+TENSORSMITH_BEGIN_NAMESPACE
+
+namespace detail {
+
+using sha256_state = std::array<std::uint32_t, 8>;
+/// Mixes `blocks` blocks of 64 bytes into the state.
+using sha256_kernel = void (*)(sha256_state&, const std::byte*, std::size_t blocks) noexcept;
+
+/// FIPS 180-4, 4.2.2: the first 32 bits of the fractional parts of the cube roots of the first 64 primes.
+alignas(16) inline constexpr std::uint32_t sha256_constants[64] = {
+    0x428a2f98, 0x71374491, 0xb5c0fbcf, 0xe9b5dba5, 0x3956c25b, 0x59f111f1, 0x923f82a4, 0xab1c5ed5, 0xd807aa98, 0x12835b01, 0x243185be,
+    0x550c7dc3, 0x72be5d74, 0x80deb1fe, 0x9bdc06a7, 0xc19bf174, 0xe49b69c1, 0xefbe4786, 0x0fc19dc6, 0x240ca1cc, 0x2de92c6f, 0x4a7484aa,
+    0x5cb0a9dc, 0x76f988da, 0x983e5152, 0xa831c66d, 0xb00327c8, 0xbf597fc7, 0xc6e00bf3, 0xd5a79147, 0x06ca6351, 0x14292967, 0x27b70a85,
+    0x2e1b2138, 0x4d2c6dfc, 0x53380d13, 0x650a7354, 0x766a0abb, 0x81c2c92e, 0x92722c85, 0xa2bfe8a1, 0xa81a664b, 0xc24b8b70, 0xc76c51a3,
+    0xd192e819, 0xd6990624, 0xf40e3585, 0x106aa070, 0x19a4c116, 0x1e376c08, 0x2748774c, 0x34b0bcb5, 0x391c0cb3, 0x4ed8aa4a, 0x5b9cca4f,
+    0x682e6ff3, 0x748f82ee, 0x78a5636f, 0x84c87814, 0x8cc70208, 0x90befffa, 0xa4506ceb, 0xbef9a3f7, 0xc67178f2};
+
+inline void sha256_blocks_portable(sha256_state& state, const std::byte* data, std::size_t blocks) noexcept {
+  for (; blocks > 0; --blocks, data += 64) {
+    std::uint32_t w[64];
+    for (std::size_t t = 0; t < 16; ++t) {
+      std::uint32_t word = 0;
+      for (std::size_t i = 0; i < 4; ++i) word = (word << 8) | std::to_integer<std::uint32_t>(data[4 * t + i]);
+      w[t] = word;
+    }
+    for (std::size_t t = 16; t < 64; ++t) {
+      const std::uint32_t s0 = std::rotr(w[t - 15], 7) ^ std::rotr(w[t - 15], 18) ^ (w[t - 15] >> 3);
+      const std::uint32_t s1 = std::rotr(w[t - 2], 17) ^ std::rotr(w[t - 2], 19) ^ (w[t - 2] >> 10);
+      w[t] = w[t - 16] + s0 + w[t - 7] + s1;
+    }
+    auto [a, b, c, d, e, f, g, h] = state;
+    for (std::size_t t = 0; t < 64; ++t) {
+      const std::uint32_t s1 = std::rotr(e, 6) ^ std::rotr(e, 11) ^ std::rotr(e, 25);
+      const std::uint32_t first = h + s1 + ((e & f) ^ (~e & g)) + sha256_constants[t] + w[t];
+      const std::uint32_t s0 = std::rotr(a, 2) ^ std::rotr(a, 13) ^ std::rotr(a, 22);
+      const std::uint32_t second = s0 + ((a & b) ^ (a & c) ^ (b & c));
+      h = g, g = f, f = e, e = d + first, d = c, c = b, b = a, a = first + second;
+    }
+    const std::uint32_t worked[8] = {a, b, c, d, e, f, g, h};
+    for (std::size_t i = 0; i < 8; ++i) state[i] += worked[i];
+  }
+}
+
+#if defined(__x86_64__)
+/// The four words of the message schedule that follow the sixteen in a, b, c, d.
+__attribute__((target("sha,sse4.1"))) inline __m128i sha256_schedule(__m128i a, __m128i b, __m128i c, __m128i d) noexcept {
+  return _mm_sha256msg2_epu32(_mm_add_epi32(_mm_sha256msg1_epu32(a, b), _mm_alignr_epi8(d, c, 4)), d);
+}
+
+__attribute__((target("sha,sse4.1"))) inline void sha256_blocks_sha_ni(sha256_state& state, const std::byte* data,
+                                                                       std::size_t blocks) noexcept {
+  // The instructions keep the state as (f, e, b, a) and (h, g, d, c), lowest lane first.
+  const __m128i low = _mm_shuffle_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(state.data())), 0xB1);
+  const __m128i high = _mm_shuffle_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(state.data() + 4)), 0x1B);
+  __m128i abef = _mm_alignr_epi8(low, high, 8), cdgh = _mm_blend_epi16(high, low, 0xF0);
+  const __m128i big_endian = _mm_set_epi64x(0x0C0D0E0F08090A0B, 0x0405060700010203);
+  for (; blocks > 0; --blocks, data += 64) {
+    const __m128i abef_before = abef, cdgh_before = cdgh;
+    const auto* words = reinterpret_cast<const __m128i*>(data);
+    __m128i m[4];
+    for (int i = 0; i < 4; ++i) m[i] = _mm_shuffle_epi8(_mm_loadu_si128(words + i), big_endian);
+    for (int quarter = 0; quarter < 4; ++quarter) {
+      if (quarter > 0) {
+        m[0] = sha256_schedule(m[0], m[1], m[2], m[3]);
+        m[1] = sha256_schedule(m[1], m[2], m[3], m[0]);
+        m[2] = sha256_schedule(m[2], m[3], m[0], m[1]);
+        m[3] = sha256_schedule(m[3], m[0], m[1], m[2]);
+      }
+      for (int i = 0; i < 4; ++i) {
+        const auto* constants = reinterpret_cast<const __m128i*>(sha256_constants + 16 * quarter + 4 * i);
+        const __m128i round = _mm_add_epi32(m[i], _mm_load_si128(constants));
+        cdgh = _mm_sha256rnds2_epu32(cdgh, abef, round);
+        abef = _mm_sha256rnds2_epu32(abef, cdgh, _mm_shuffle_epi32(round, 0x0E));
+      }
+    }
+    abef = _mm_add_epi32(abef, abef_before);
+    cdgh = _mm_add_epi32(cdgh, cdgh_before);
+  }
+  const __m128i feba = _mm_shuffle_epi32(abef, 0x1B), dchg = _mm_shuffle_epi32(cdgh, 0xB1);
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(state.data()), _mm_blend_epi16(feba, dchg, 0xF0));
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(state.data() + 4), _mm_alignr_epi8(dchg, feba, 8));
+}
+
+inline bool has_sha_ni() noexcept {
+  static const bool available = [] {  // __builtin_cpu_supports cannot be asked for it on the oldest compilers that we take
+    unsigned a = 0, b = 0, c = 0, d = 0;
+    return __builtin_cpu_supports("sse4.1") && __get_cpuid_count(7, 0, &a, &b, &c, &d) && (b & (1U << 29)) != 0;
+  }();
+  return available;
+}
+#endif
+
+inline sha256_kernel sha256_best_kernel() noexcept {
+#if defined(__x86_64__)
+  if (has_sha_ni()) return sha256_blocks_sha_ni;
+#endif
+  return sha256_blocks_portable;
+}
+
+}  // namespace detail
+
+/// The digest of a SHA-256: 32 bytes.
+using sha256_digest = std::array<std::byte, 32>;
+
+/// SHA-256 of bytes that arrive in pieces of any length.
+class sha256 {
+ public:
+  sha256() noexcept : sha256(detail::sha256_best_kernel()) {}
+  /// With a chosen kernel, for tests.
+  explicit sha256(detail::sha256_kernel kernel) noexcept : kernel_(kernel) {}
+
+  void update(std::span<const std::byte> bytes) noexcept {
+    total_ += bytes.size();
+    if (held_ > 0) {
+      const std::size_t taken = std::min(bytes.size(), block_.size() - held_);
+      if (taken > 0) std::memcpy(block_.data() + held_, bytes.data(), taken);
+      held_ += taken;
+      bytes = bytes.subspan(taken);
+      if (held_ < block_.size()) return;
+      kernel_(state_, block_.data(), 1);
+      held_ = 0;
+    }
+    if (const std::size_t whole = bytes.size() / block_.size(); whole > 0) {
+      kernel_(state_, bytes.data(), whole);
+      bytes = bytes.subspan(whole * block_.size());
+    }
+    if (!bytes.empty()) std::memcpy(block_.data(), bytes.data(), bytes.size());
+    held_ = bytes.size();
+  }
+
+  /// The digest of all that came; the object starts anew.
+  sha256_digest finish() noexcept {
+    const std::uint64_t bits = total_ * 8;
+    std::array<std::byte, 128> tail{};
+    if (held_ > 0) std::memcpy(tail.data(), block_.data(), held_);
+    tail[held_] = std::byte{0x80};
+    const std::size_t blocks = held_ < 56 ? 1 : 2;
+    for (std::size_t i = 0; i < 8; ++i) tail[64 * blocks - 1 - i] = static_cast<std::byte>(bits >> (8 * i));
+    kernel_(state_, tail.data(), blocks);
+    sha256_digest out;
+    for (std::size_t i = 0; i < out.size(); ++i) out[i] = static_cast<std::byte>(state_[i / 4] >> (24 - 8 * (i % 4)));
+    *this = sha256(kernel_);
+    return out;
+  }
+
+ private:
+  detail::sha256_kernel kernel_;
+  /// FIPS 180-4, 5.3.3: from the square roots of the first eight primes.
+  detail::sha256_state state_{0x6a09e667, 0xbb67ae85, 0x3c6ef372, 0xa54ff53a, 0x510e527f, 0x9b05688c, 0x1f83d9ab, 0x5be0cd19};
+  std::array<std::byte, 64> block_{};
+  std::size_t held_ = 0;
+  std::uint64_t total_ = 0;
+};
+
+/// Bytes as lowercase hexadecimal digits.
+inline std::string hex(std::span<const std::byte> bytes) {
+  std::string out;
+  out.reserve(2 * bytes.size());
+  for (const std::byte b : bytes) {
+    out += "0123456789abcdef"[std::to_integer<unsigned>(b >> 4)];
+    out += "0123456789abcdef"[std::to_integer<unsigned>(b & std::byte{15})];
+  }
+  return out;
+}
+
+TENSORSMITH_END_NAMESPACE
+#endif  // TENSORSMITH_HAS_CORE_SHA256_HPP
+
+#ifndef TENSORSMITH_HAS_TENSOR_CONTENT_HASH_HPP
+#define TENSORSMITH_HAS_TENSOR_CONTENT_HASH_HPP
+// tensorsmith/tensor/content_hash.hpp: the SHA-256 of a planned tensor's bytes, without holding them.
+
+TENSORSMITH_BEGIN_NAMESPACE
+
+namespace detail {
+
+/// Hashes what is written in order, from offset 0 on.
+class hashing_sink final : public byte_sink {
+ public:
+  const std::string& name() const noexcept override { return name_; }
+  result<void> write_at(std::uint64_t offset, std::span<const std::byte> bytes) override {
+    if (offset != next_)
+      return failure{.code = errc::internal, .what = "tiles to be hashed come out of order", .place = "byte offset " + std::to_string(offset),
+                     .expected = std::to_string(next_)};
+    hash_.update(bytes);
+    next_ += bytes.size();
+    return {};
+  }
+  sha256_digest finish() noexcept { return hash_.finish(); }
+
+ private:
+  std::string name_ = "hash";
+  sha256 hash_;
+  std::uint64_t next_ = 0;
+};
+
+}  // namespace detail
+
+/// The SHA-256 of a tensor's bytes, row-major. One tile is held (a band of rows where the recipe cannot give less; all of the tensor where
+/// its recipe makes several at once). @fails as the recipe
+inline result<sha256_digest> sha256_of(const tensor_ref& tensor, const job& run) {
+  if (tensor.source->outputs().size() != 1) {
+    TENSORSMITH_TRY(const auto bytes, materialize(tensor, run));
+    sha256 hash;
+    hash.update(bytes);
+    return hash.finish();
+  }
+  // One thread walks the tiles in order; tiles of whole rows are written in the order of the bytes.
+  const plane all = plane_of(tensor.shape());
+  const region grain = tensor.source->grain();
+  job quiet;
+  quiet.limits = run.limits;
+  quiet.threads = 1;
+  quiet.cancel = run.cancel;
+  quiet.tile_bytes = run.tile_bytes;
+  if (grain.rows > 1) quiet.tile_bytes = std::max(quiet.tile_bytes, byte_count(tensor.type(), std::min(grain.rows, all.rows) * all.cols));
+  detail::hashing_sink sink;
+  const placement whole{tensor.source, {{&sink, 0}}, tensor.info().name};
+  TENSORSMITH_CHECK(execute({&whole, 1}, quiet));
+  return sink.finish();
+}
+
+TENSORSMITH_END_NAMESPACE
+#endif  // TENSORSMITH_HAS_TENSOR_CONTENT_HASH_HPP
+
+#ifndef TENSORSMITH_HAS_TENSOR_FILTER_HPP
+#define TENSORSMITH_HAS_TENSOR_FILTER_HPP
+// tensorsmith/tensor/filter.hpp: keeping or dropping the tensors of a package by name patterns.
+//
+// Include this for filter_tensors, and for the parts that other operations on names share: patterns that must match, names with
+// their component's, taking entries out of a component.
+
+TENSORSMITH_BEGIN_NAMESPACE
+
+/// The name of a tensor in the whole package: "unet.conv_in.weight"; the tensor's own name in a component without a name.
+inline std::string qualified_name(const component& part, std::string_view tensor) {
+  return part.name.empty() ? std::string(tensor) : part.name + "." + std::string(tensor);
+}
+
+/// Name patterns (core/glob.hpp) that remember whether each of them matched anything.
+class name_patterns {
+ public:
+  name_patterns() = default;
+  explicit name_patterns(std::vector<std::string> patterns) : patterns_(std::move(patterns)), matched_(patterns_.size(), false) {}
+
+  bool empty() const noexcept { return patterns_.empty(); }
+
+  /// The position of the first pattern that fits the tensor by its own name or by its name in the package, or `none`.
+  /// Every pattern that fits counts as used.
+  std::size_t match(const component& part, std::string_view tensor) {
+    std::size_t first = none;
+    const std::string whole = part.name.empty() ? std::string() : qualified_name(part, tensor);
+    for (std::size_t i = 0; i < patterns_.size(); ++i) {
+      if (!glob_match(patterns_[i], tensor) && (whole.empty() || !glob_match(patterns_[i], whole))) continue;
+      matched_[i] = true;
+      if (first == none) first = i;
+    }
+    return first;
+  }
+  static constexpr std::size_t none = static_cast<std::size_t>(-1);
+  const std::string& operator[](std::size_t i) const noexcept { return patterns_[i]; }
+
+  /// `does`: "selects", "drops". @fails usage if a pattern matched nothing: a spelling mistake that nobody would see
+  result<void> check_all_used(std::string_view does, const std::string& file) const {
+    for (std::size_t i = 0; i < patterns_.size(); ++i)
+      if (!matched_[i])
+        return failure{.code = errc::usage, .what = "the pattern " + quoted(patterns_[i]) + " " + std::string(does) + " nothing",
+                       .file = file, .expected = "a pattern that matches a tensor", .advice = "list the names with inspect and correct it"};
+    return {};
+  }
+
+ private:
+  std::vector<std::string> patterns_;
+  std::vector<bool> matched_;
+};
+
+/// Takes the entries out of a component for which `reason(entry)` gives a text that is not empty, and adds them to the
+/// component's list of what was left out. Returns how many.
+template <class Reason>
+result<std::size_t> drop_entries(component& part, Reason&& reason) {
+  std::vector<catalog_entry> kept;
+  std::size_t dropped = 0;
+  for (const catalog_entry& entry : part.weights.entries()) {
+    std::string why = reason(entry);
+    if (why.empty()) {
+      kept.push_back(entry);
+      continue;
+    }
+    part.ignored.push_back(entry.name + ": " + std::move(why));
+    ++dropped;
+  }
+  if (dropped == 0) return dropped;
+  catalog left;
+  TENSORSMITH_CHECK(left.add_all(std::move(kept)));
+  part.weights = std::move(left);
+  return dropped;
+}
+
+/// How many tensors of a package stay and how many were left out.
+struct filtered_tensors {
+  std::size_t kept = 0, dropped = 0;
+};
+
+/// Keeps the tensors that a pattern of `select` matches (all of them if there are none), less those that one of `drop` matches.
+/// Patterns are tried on a tensor's own name and on "component.name". What is left out is added to its component's `ignored`
+/// with the reason. @fails usage if a pattern matches no tensor of the package, or if nothing would be left
+inline result<filtered_tensors> filter_tensors(package& in, const std::vector<std::string>& select, const std::vector<std::string>& drop) {
+  name_patterns wanted(select), unwanted(drop);
+  std::vector<std::vector<std::string>> reasons;  // of each component's entries; nothing changes before all patterns proved useful
+  filtered_tensors out;
+  for (const component& part : in.components) {
+    auto& why = reasons.emplace_back();
+    why.reserve(part.weights.size());
+    for (const catalog_entry& entry : part.weights.entries()) {
+      const bool selected = wanted.match(part, entry.name) != name_patterns::none || wanted.empty();
+      const std::size_t dropped_by = unwanted.match(part, entry.name);
+      why.push_back(dropped_by != name_patterns::none ? "dropped by the pattern " + quoted(unwanted[dropped_by])
+                    : selected                        ? std::string()
+                                                      : std::string("not selected"));
+      ++(why.back().empty() ? out.kept : out.dropped);
+    }
+  }
+  TENSORSMITH_CHECK(wanted.check_all_used("selects", in.source));
+  TENSORSMITH_CHECK(unwanted.check_all_used("drops", in.source));
+  if (out.kept == 0 && out.dropped != 0)
+    return failure{.code = errc::usage, .what = "the patterns leave no tensor", .file = in.source,
+                   .expected = "a tensor that is selected and not dropped"};
+  for (std::size_t c = 0; c < in.components.size(); ++c) {
+    std::size_t at = 0;
+    TENSORSMITH_CHECK(drop_entries(in.components[c], [&](const catalog_entry&) { return std::move(reasons[c][at++]); }));
+  }
+  return out;
+}
+
+TENSORSMITH_END_NAMESPACE
+#endif  // TENSORSMITH_HAS_TENSOR_FILTER_HPP
+
+#ifndef TENSORSMITH_HAS_TENSOR_TIED_HPP
+#define TENSORSMITH_HAS_TENSOR_TIED_HPP
+// tensorsmith/tensor/tied.hpp: tensors that are one and the same under several names (tied weights), and files without the copies.
+//
+// Include this for find_tied and dedupe. Formats that cannot share bytes (safetensors) store such a tensor once, and say in their
+// metadata which name stands for which.
+
+TENSORSMITH_BEGIN_NAMESPACE
+
+/// Positions in a catalog of tensors with the same bytes, type and shape, in the order of their names.
+using tied_tensors = std::vector<std::size_t>;
+
+namespace detail {
+
+/// What a planned tensor is made of: a range of a source (or an output of a recipe) and the types it is converted to on the way.
+struct tensor_identity {
+  std::uintptr_t base = 0;
+  std::uint64_t offset = 0, length = 0;
+  std::vector<dtype> types;
+  const shape_type* shape = nullptr;
+  std::size_t position = 0;
+
+  static tensor_identity of(const tensor_ref& tensor, std::size_t position) {
+    tensor_identity out{.types = {tensor.type()}, .shape = &tensor.shape(), .position = position};
+    recipe_ptr source = tensor.source;
+    while (recipe_ptr inner = source->uncast()) {
+      source = std::move(inner);
+      out.types.push_back(source->outputs()[0].type);
+    }
+    const auto bytes = source->outputs().size() == 1 ? source->stored() : std::nullopt;
+    out.base = bytes ? reinterpret_cast<std::uintptr_t>(bytes->source.get()) : reinterpret_cast<std::uintptr_t>(source.get());
+    out.offset = bytes ? bytes->offset : tensor.output;
+    out.length = bytes ? bytes->length : 0;
+    return out;
+  }
+  auto key() const { return std::tie(base, offset, length, types, *shape); }
+};
+
+/// Runs of equal elements of a sorted list that have two members or more, as positions in the order of their names.
+template <class Item, class Same>
+std::vector<tied_tensors> groups_of(const catalog& tensors, const std::vector<Item>& sorted, Same&& same) {
+  std::vector<tied_tensors> out;
+  for (std::size_t first = 0; first < sorted.size();) {
+    std::size_t last = first + 1;
+    while (last < sorted.size() && same(sorted[first], sorted[last])) ++last;
+    if (last - first > 1) {
+      tied_tensors& group = out.emplace_back();
+      for (std::size_t i = first; i < last; ++i) group.push_back(sorted[i].position);
+      std::sort(group.begin(), group.end(),
+                [&](std::size_t a, std::size_t b) { return tensors.entries()[a].name < tensors.entries()[b].name; });
+    }
+    first = last;
+  }
+  std::sort(out.begin(), out.end());
+  return out;
+}
+
+}  // namespace detail
+
+/// The groups of tensors that are the same output of one recipe, or lie in the same bytes of the same file with the same type and shape.
+/// Nothing is read; tensors without elements are not tied.
+inline std::vector<tied_tensors> find_tied(const catalog& tensors) {
+  std::vector<detail::tensor_identity> all;
+  for (std::size_t i = 0; i < tensors.size(); ++i)
+    if (tensors.entries()[i].tensor.info().elements() != 0) all.push_back(detail::tensor_identity::of(tensors.entries()[i].tensor, i));
+  std::sort(all.begin(), all.end(), [](const auto& a, const auto& b) { return a.key() < b.key(); });
+  return detail::groups_of(tensors, all, [](const auto& a, const auto& b) { return a.key() == b.key(); });
+}
+
+/// The groups of tensors of at least `smallest_bytes` with equal contents, type and shape, told by SHA-256. Only tensors that have another
+/// one of their type and shape are read. @fails as the recipes, cancelled
+inline result<std::vector<tied_tensors>> find_equal(const catalog& tensors, std::uint64_t smallest_bytes, const job& run) {
+  struct candidate {
+    const tensor_info* info;
+    std::size_t position;
+    sha256_digest digest{};
+    auto kind() const { return std::tie(info->type, info->shape); }
+  };
+  std::vector<candidate> all, hashed;
+  for (std::size_t i = 0; i < tensors.size(); ++i)
+    if (const tensor_info& info = tensors.entries()[i].tensor.info(); info.elements() != 0 && info.bytes() >= smallest_bytes)
+      all.push_back({.info = &info, .position = i});
+  std::sort(all.begin(), all.end(), [](const candidate& a, const candidate& b) { return a.kind() < b.kind(); });
+  for (std::size_t i = 0; i < all.size(); ++i) {
+    const bool alone = (i == 0 || all[i].kind() != all[i - 1].kind()) && (i + 1 == all.size() || all[i].kind() != all[i + 1].kind());
+    if (alone) continue;
+    TENSORSMITH_TRY(all[i].digest, sha256_of(tensors.entries()[all[i].position].tensor, run));
+    hashed.push_back(all[i]);
+  }
+  const auto key = [](const candidate& c) { return std::tie(c.info->type, c.info->shape, c.digest); };
+  std::sort(hashed.begin(), hashed.end(), [&](const candidate& a, const candidate& b) { return key(a) < key(b); });
+  return detail::groups_of(tensors, hashed, [&](const candidate& a, const candidate& b) { return key(a) == key(b); });
+}
+
+/// What counts as the same tensor.
+struct dedupe_options {
+  /// Also tensors that are stored twice with equal contents. Reads what may be equal; two layers that happen to hold the same values
+  /// count as one, so a program that expects both will miss a name.
+  bool by_content = false;
+  std::uint64_t smallest_bytes = 64u << 10;  ///< for `by_content`: smaller tensors are often equal by chance (zeros, ones)
+};
+
+/// Keeps one tensor of each group of tied ones, the first by name, and takes the others out. Each is added to its component's `ignored`,
+/// and to the package's metadata as {name: name that was kept}, unless that key is there already: what safetensors.torch.save_model
+/// writes and its load_model understands. In a component with a name both names have it in front. Ties across components are kept.
+/// Returns how many were taken out. @fails as find_equal
+inline result<std::size_t> dedupe(package& in, const dedupe_options& options, const job& run) {
+  std::size_t removed = 0;
+  for (component& part : in.components) {
+    std::vector<tied_tensors> groups = find_tied(part.weights);
+    if (options.by_content) {
+      TENSORSMITH_TRY(groups, find_equal(part.weights, options.smallest_bytes, run));
+      for (tied_tensors& tied : find_tied(part.weights)) groups.push_back(std::move(tied));  // those that are smaller
+    }
+    constexpr auto itself = static_cast<std::size_t>(-1);
+    std::vector<std::size_t> kept_for(part.weights.size(), itself);
+    for (const tied_tensors& group : groups)
+      for (std::size_t i = 1; i < group.size(); ++i)
+        if (kept_for[group[i]] == itself) kept_for[group[i]] = group[0];  // else its group is part of one that came before
+    const auto entries = part.weights.entries();
+    std::vector<std::pair<std::string, std::string>> ties;
+    for (std::size_t i = 0; i < entries.size(); ++i)
+      if (kept_for[i] != itself) ties.emplace_back(qualified_name(part, entries[i].name), qualified_name(part, entries[kept_for[i]].name));
+    std::size_t at = 0, tie = 0;
+    TENSORSMITH_TRY(const std::size_t count, drop_entries(part, [&](const catalog_entry&) {
+      return kept_for[at++] == itself ? std::string() : "the same tensor as " + quoted(ties[tie++].second);
+    }));
+    removed += count;
+    std::sort(ties.begin(), ties.end());
+    std::vector<std::string> known;
+    for (const auto& [key, value] : in.metadata) known.push_back(key);
+    std::sort(known.begin(), known.end());
+    for (auto& [name, kept] : ties)
+      if (!std::binary_search(known.begin(), known.end(), name)) in.metadata.emplace_back(std::move(name), std::move(kept));
+  }
+  return removed;
+}
+
+TENSORSMITH_END_NAMESPACE
+#endif  // TENSORSMITH_HAS_TENSOR_TIED_HPP
 
 #ifndef TENSORSMITH_HAS_STAGE_CAST_HPP
 #define TENSORSMITH_HAS_STAGE_CAST_HPP
@@ -8681,22 +13891,37 @@ struct keep {
   }
 };
 
-/// Casts every floating-point tensor of every component, rounding to nearest even, as the tiles pass. Integers and booleans stay.
-/// A pattern that matches nothing is an error (usage): it would be a spelling mistake that nobody sees.
+/// Casts every floating-point tensor of every component, rounding to nearest even, as the tiles pass. Integers and booleans stay, and
+/// tied tensors stay tied. A pattern that matches nothing is an error (usage): it would be a spelling mistake that nobody sees.
 struct cast_stage {
   using input = package;
   using output = package;
   static constexpr std::string_view name = "cast";
 
   dtype to = dtype::f16;
-  keep kept;
+  keep kept{};
+  cast_overflow overflow = cast_overflow::error;  ///< for finite values that do not fit; found when the tensors are written
+  std::shared_ptr<cast_tally> tally{};            ///< counts them where that is no error
 
   result<package> run(package in, job& run) const {
     std::size_t changed = 0;
     for (component& part : in.components) {
-      for (const catalog_entry& entry : part.weights.entries()) {
+      // Tensors that are one and the same are cast once, so that writers still see that they are.
+      constexpr auto itself = static_cast<std::size_t>(-1);
+      std::vector<std::size_t> same_as(part.weights.size(), itself);
+      for (const tied_tensors& group : find_tied(part.weights)) {
+        const std::size_t first = *std::min_element(group.begin(), group.end());
+        for (const std::size_t i : group)
+          if (i != first) same_as[i] = first;
+      }
+      for (std::size_t i = 0; i < part.weights.size(); ++i) {
+        const catalog_entry& entry = part.weights.entries()[i];
         if (!is_floating(entry.tensor.type()) || entry.tensor.type() == to || kept.matches(entry.name)) continue;
-        TENSORSMITH_TRY(tensor_ref other, tensorsmith::cast(entry.tensor, to));
+        const catalog_entry* twin = same_as[i] == itself ? nullptr : &part.weights.entries()[same_as[i]];
+        tensor_ref other = twin && twin->tensor.type() == to ? twin->tensor : tensor_ref();
+        if (!other) {
+          TENSORSMITH_TRY(other, tensorsmith::cast(entry.tensor, to, overflow, tally));
+        }
         part.weights.replace(entry.name, std::move(other));
         ++changed;
       }
@@ -8716,18 +13941,520 @@ struct cast_stage {
   }
 };
 
-/// Stage: floating-point tensors become `Dtype` (a tag of tags::), except those that `kept` names.
+/// Stage: floating-point tensors become `Dtype` (a tag of tags::), except those that `kept` names. A finite value that does not fit is an
+/// error (numeric) when it is written, unless `overflow` lets it pass.
 template <class Dtype>
-cast_stage cast(keep kept = {}) {
+cast_stage cast(keep kept = {}, cast_overflow overflow = cast_overflow::error) {
   static_assert(dtype_tag<Dtype>, "tensorsmith: cast<Dtype> needs an element type tag: tags::f32, tags::f16, tags::bf16 or tags::f64");
   cast_stage stage;
   if constexpr (dtype_tag<Dtype>) stage.to = Dtype::type;
   stage.kept = std::move(kept);
+  stage.overflow = overflow;
   return stage;
 }
 
 TENSORSMITH_END_NAMESPACE
 #endif  // TENSORSMITH_HAS_STAGE_CAST_HPP
+
+#ifndef TENSORSMITH_HAS_STAGE_DEDUPE_HPP
+#define TENSORSMITH_HAS_STAGE_DEDUPE_HPP
+// tensorsmith/stage/dedupe.hpp: `… | dedupe() | write<safetensors_file>(…)`: tied weights once.
+
+TENSORSMITH_BEGIN_NAMESPACE
+
+/// Keeps one of each group of tied tensors; see dedupe in tensor/tied.hpp.
+struct dedupe_stage {
+  using input = package;
+  using output = package;
+  static constexpr std::string_view name = "dedupe";
+
+  dedupe_options how;
+
+  result<package> run(package in, job& run) const {
+    TENSORSMITH_TRY(const std::size_t removed, dedupe(in, how, run));
+    run.info("dedupe", std::to_string(removed) + " tensors are others under a second name and are stored once");
+    return in;
+  }
+};
+
+/// Stage: tied tensors keep the first of their names; the metadata says which the others were. torch files share bytes by themselves.
+inline dedupe_stage dedupe(dedupe_options how = {}) { return {how}; }
+
+TENSORSMITH_END_NAMESPACE
+#endif  // TENSORSMITH_HAS_STAGE_DEDUPE_HPP
+
+#ifndef TENSORSMITH_HAS_TENSOR_NAME_PATTERN_HPP
+#define TENSORSMITH_HAS_TENSOR_NAME_PATTERN_HPP
+// tensorsmith/tensor/name_pattern.hpp: name patterns whose wildcards can be put into another name: "*.to_q.weight" → "$1.query.weight".
+
+TENSORSMITH_BEGIN_NAMESPACE
+
+/// What the wildcards of a pattern (`*` any run of characters, `?` any one; core/glob.hpp) stand for in `text`, in the order of the
+/// pattern, if all of the text matches. Each `*` takes as little as it can, the last one the rest. Views into `text`.
+inline std::optional<std::vector<std::string_view>> match_captures(std::string_view pattern, std::string_view text) {
+  std::vector<std::string_view> out;
+  std::size_t p = 0, t = 0;
+  std::size_t star = std::string_view::npos, star_capture = 0, star_begin = 0, star_end = 0;
+  while (t < text.size()) {
+    if (p < pattern.size() && pattern[p] == '*') {
+      star = p++;
+      star_begin = star_end = t;
+      star_capture = out.size();
+      out.push_back(text.substr(t, 0));
+    } else if (p < pattern.size() && (pattern[p] == '?' || pattern[p] == text[t])) {
+      if (pattern[p] == '?') out.push_back(text.substr(t, 1));
+      ++p, ++t;
+    } else if (star != std::string_view::npos) {  // the last star takes one more, and what came after it starts anew
+      out.resize(star_capture);
+      ++star_end;
+      out.push_back(text.substr(star_begin, star_end - star_begin));
+      p = star + 1;
+      t = star_end;
+    } else {
+      return std::nullopt;
+    }
+  }
+  for (; p < pattern.size() && pattern[p] == '*'; ++p) out.push_back(text.substr(text.size()));
+  if (p < pattern.size()) return std::nullopt;
+  return out;
+}
+
+/// `pattern` with `$1` … `$9` replaced by the captures of these numbers; `$$` stands for `$`. Nothing if there is no such capture.
+inline std::optional<std::string> put_captures(std::string_view pattern, std::span<const std::string_view> captures) {
+  std::string out;
+  for (std::size_t i = 0; i < pattern.size(); ++i) {
+    if (pattern[i] != '$' || i + 1 == pattern.size()) {
+      out += pattern[i];
+      continue;
+    }
+    const char next = pattern[++i];
+    if (next >= '1' && next <= '9') {
+      const auto number = static_cast<std::size_t>(next - '1');
+      if (number >= captures.size()) return std::nullopt;
+      out.append(captures[number]);
+    } else {
+      out += '$';
+      if (next != '$') out += next;
+    }
+  }
+  return out;
+}
+
+/// `pattern` with its wildcards, in order, replaced by the captures. Nothing if it has more of them than there are captures.
+inline std::optional<std::string> fill_wildcards(std::string_view pattern, std::span<const std::string_view> captures) {
+  std::string out;
+  std::size_t number = 0;
+  for (const char c : pattern) {
+    if (c != '*' && c != '?') {
+      out += c;
+      continue;
+    }
+    if (number == captures.size()) return std::nullopt;
+    out.append(captures[number++]);
+  }
+  return out;
+}
+
+TENSORSMITH_END_NAMESPACE
+#endif  // TENSORSMITH_HAS_TENSOR_NAME_PATTERN_HPP
+
+#ifndef TENSORSMITH_HAS_TENSOR_MEMORY_HPP
+#define TENSORSMITH_HAS_TENSOR_MEMORY_HPP
+// tensorsmith/tensor/memory.hpp: a tensor whose bytes are already in memory.
+
+TENSORSMITH_BEGIN_NAMESPACE
+
+/// A tensor over owned bytes. @pre bytes.size() == info.bytes()
+inline tensor_ref in_memory(tensor_info info, std::vector<std::byte> bytes) {
+  auto source = std::make_shared<memory_source>(info.name, std::move(bytes));
+  return {stored_tensor(std::move(source), 0, info.type, info.shape, info.name), 0};
+}
+
+TENSORSMITH_END_NAMESPACE
+#endif  // TENSORSMITH_HAS_TENSOR_MEMORY_HPP
+
+#ifndef TENSORSMITH_HAS_TENSOR_STACKED_HPP
+#define TENSORSMITH_HAS_TENSOR_STACKED_HPP
+// tensorsmith/tensor/stacked.hpp: several planned tensors one below the other, as one.
+//
+// Include this to write fused parameters: OpenCLIP files keep query, key and value projections in one matrix, for example. It is the
+// inverse of sliced_rows (tensor/views.hpp).
+
+TENSORSMITH_BEGIN_NAMESPACE
+
+namespace detail {
+
+/// One output of a recipe that has several, as a recipe of its own: the whole output is produced in `prepare` and kept until `release`,
+/// because a region of one output need not say which region of the others it belongs to.
+class held_output_recipe final : public recipe {
+ public:
+  explicit held_output_recipe(tensor_ref tensor) : tensor_(std::move(tensor)), info_(tensor_.info()) {}
+  std::span<const tensor_info> outputs() const noexcept override { return {&info_, 1}; }
+  region grain() const override { return {0, 1, 0, bits_of(info_.type) < 8 ? 8 / std::gcd(bits_of(info_.type), std::size_t{8}) : 1}; }
+  std::size_t prepared_bytes() const noexcept override { return info_.bytes() + tensor_.source->prepared_bytes(); }
+
+  result<void> prepare(const job& run) override {
+    TENSORSMITH_TRY(bytes_, materialize(tensor_, run));
+    return {};
+  }
+  void release() noexcept override { bytes_ = {}; }
+  void add_sources(std::vector<std::shared_ptr<const byte_source>>& out) const override { tensor_.source->add_sources(out); }
+  result<view> load(region r, scratch&) const override { return at(r); }
+  result<void> produce(region r, std::span<const tile> tiles, scratch&) const override {
+    copy_rows(at(r), tiles[0], r.rows, row_bytes(r));
+    return {};
+  }
+
+ private:
+  view at(region r) const noexcept {
+    const std::size_t pitch = byte_count(info_.type, plane_of(info_.shape).cols);
+    return {bytes_.data() + r.row * pitch + byte_count(info_.type, r.col), pitch};
+  }
+  tensor_ref tensor_;
+  tensor_info info_;
+  std::vector<std::byte> bytes_;
+};
+
+/// Single-output recipes one below the other. A vector's plane is one row, so vectors lie beside each other.
+class stacked_recipe final : public recipe {
+ public:
+  explicit stacked_recipe(std::vector<recipe_ptr> parts) : parts_(std::move(parts)), info_(parts_[0]->outputs()[0]) {
+    info_.shape[0] = 0;
+    for (const recipe_ptr& part : parts_) {
+      info_.shape[0] += length_of(part);
+      if (std::find(distinct_.begin(), distinct_.end(), part) == distinct_.end()) distinct_.push_back(part);
+    }
+    const plane all = plane_of(info_.shape);
+    for (const recipe_ptr& part : parts_) {
+      const region own = part->grain();
+      const plane whole = plane_of(part->outputs()[0].shape);
+      // A grain beyond the edge means the whole tensor. Pieces that start amid a grain are widened, so the largest will do.
+      grain_.rows = std::max(grain_.rows, std::min(std::max<std::size_t>(own.rows, 1), std::max<std::size_t>(whole.rows, 1)));
+      const std::size_t cols = std::min(std::max<std::size_t>(own.cols, 1), std::max<std::size_t>(whole.cols, 1));
+      grain_.cols = flat() ? std::max(grain_.cols, cols) : std::lcm(grain_.cols, cols);
+    }
+    // Sub-byte elements: regions must start at whole bytes, whatever the parts ask for.
+    if (const std::size_t bits = bits_of(info_.type); bits < 8) grain_.cols = std::lcm(grain_.cols, 8 / std::gcd(bits, std::size_t{8}));
+    grain_.cols = std::min(grain_.cols, std::max<std::size_t>(all.cols, 1));
+  }
+
+  std::span<const tensor_info> outputs() const noexcept override { return {&info_, 1}; }
+  region grain() const override { return grain_; }
+  std::size_t prepared_bytes() const noexcept override {
+    std::size_t sum = 0;
+    for (const recipe_ptr& part : distinct_) sum += part->prepared_bytes();
+    return sum;
+  }
+  result<void> prepare(const job& run) override {
+    for (const recipe_ptr& part : distinct_) TENSORSMITH_CHECK(part->prepare(run));
+    return {};
+  }
+  void release() noexcept override {
+    for (const recipe_ptr& part : distinct_) part->release();
+  }
+  void add_sources(std::vector<std::shared_ptr<const byte_source>>& out) const override {
+    for (const recipe_ptr& part : distinct_) part->add_sources(out);
+  }
+
+  result<view> load(region r, scratch& work) const override {
+    std::size_t start = 0;
+    for (const recipe_ptr& part : parts_) {  // a region inside one part needs no copy
+      const std::size_t length = length_of(part);
+      if (first(r) >= start && first(r) + count(r) <= start + length) return load_piece(*part, piece_of(r, first(r) - start, count(r)), work);
+      start += length;
+    }
+    return recipe::load(r, work);
+  }
+
+  result<void> produce(region r, std::span<const tile> tiles, scratch& work) const override {
+    std::size_t start = 0;
+    for (const recipe_ptr& part : parts_) {
+      const std::size_t length = length_of(part);
+      const std::size_t from = std::max(first(r), start), to = std::min(first(r) + count(r), start + length);
+      if (from < to) {
+        const scratch::scope keep(work);
+        const region piece = piece_of(r, from - start, to - from);
+        const std::size_t skipped = from - first(r);
+        const tile target{tiles[0].data + (flat() ? byte_count(info_.type, skipped) : skipped * tiles[0].pitch), tiles[0].pitch};
+        TENSORSMITH_TRY(const view in, load_piece(*part, piece, work));
+        copy_rows(in, target, piece.rows, row_bytes(piece));
+      }
+      start += length;
+    }
+    return {};
+  }
+
+  /// Parts that lie one behind the other in the same source (slices of what was stacked there) are one stretch of it.
+  std::optional<stored_bytes> stored() const override {
+    std::optional<stored_bytes> out;
+    for (const recipe_ptr& part : parts_) {
+      const auto own = part->stored();
+      if (!own) return std::nullopt;
+      if (!out) out = own;
+      else if (out->source != own->source || out->offset + out->length != own->offset) return std::nullopt;
+      else out->length += own->length;
+    }
+    return out;
+  }
+
+ private:
+  bool flat() const noexcept { return info_.shape.size() < 2; }
+  static std::size_t length_of(const recipe_ptr& part) { return part->outputs()[0].shape[0]; }
+  std::size_t first(region r) const noexcept { return flat() ? r.col : r.row; }
+  std::size_t count(region r) const noexcept { return flat() ? r.cols : r.rows; }
+  region piece_of(region r, std::size_t from, std::size_t length) const noexcept {
+    return flat() ? region{r.row, r.rows, from, length} : region{from, length, r.col, r.cols};
+  }
+
+  /// A piece of a part. Pieces that are no multiples of the part's grain are cut out of the smallest region that is.
+  static result<view> load_piece(const recipe& part, region piece, scratch& work) {
+    const region grain = part.grain();
+    const plane all = plane_of(part.outputs()[0].shape);
+    const auto widen = [](std::size_t& at, std::size_t& length, std::size_t step, std::size_t whole) {
+      const std::size_t end = at + length, wanted = step == 0 ? 1 : step;
+      at = at / wanted * wanted;
+      length = std::min(whole, (end + wanted - 1) / wanted * wanted) - at;
+    };
+    region wide = piece;
+    widen(wide.row, wide.rows, grain.rows, all.rows);
+    widen(wide.col, wide.cols, grain.cols, all.cols);
+    TENSORSMITH_TRY(view in, part.load(wide, work));
+    in.data += (piece.row - wide.row) * in.pitch + byte_count(part.outputs()[0].type, piece.col - wide.col);
+    return in;
+  }
+
+  std::vector<recipe_ptr> parts_, distinct_;
+  tensor_info info_;
+  region grain_{0, 1, 0, 1};
+};
+
+}  // namespace detail
+
+/// Tensors of one element type that agree in all dimensions but the first, one below the other: [a, …] and [b, …] give [a + b, …].
+/// Outputs of recipes that have several are held in memory while they are written.
+/// @fails mismatch (no tensors; types or shapes differ; packed elements that do not end at a whole byte)
+inline result<tensor_ref> stacked_rows(std::vector<tensor_ref> parts) {
+  if (parts.empty()) return failure{.code = errc::mismatch, .what = "there is nothing to stack", .expected = "at least one tensor", .found = "none"};
+  const auto refuse = [&](const tensor_ref& part, std::string what, std::string expected, std::string found) {
+    return failure{.code = errc::mismatch, .what = std::move(what), .place = "tensor " + quoted(part.info().name),
+                   .expected = std::move(expected), .found = std::move(found)};
+  };
+  const tensor_info& head = parts[0].info();
+  std::vector<recipe_ptr> sources;
+  std::vector<std::pair<tensor_ref, recipe_ptr>> held;
+  for (std::size_t i = 0; i < parts.size(); ++i) {
+    const tensor_info& info = parts[i].info();
+    if (info.shape.empty()) return refuse(parts[i], "a single value cannot be stacked", "at least one dimension", to_string(info.shape));
+    if (info.type != head.type)
+      return refuse(parts[i], "tensors of different types cannot be stacked", std::string(name_of(head.type)), std::string(name_of(info.type)));
+    if (info.shape.size() != head.shape.size() || !std::equal(info.shape.begin() + 1, info.shape.end(), head.shape.begin() + 1))
+      return refuse(parts[i], "tensors of different shapes cannot be stacked", to_string(head.shape) + " but for the first dimension",
+                    to_string(info.shape));
+    const plane all = plane_of(info.shape);
+    if (i + 1 < parts.size() && (all.cols * bits_of(info.type)) % 8 != 0)
+      return refuse(parts[i], "packed elements cannot be stacked where they do not end at a whole byte", "rows of whole bytes",
+                    std::to_string(all.cols * bits_of(info.type)) + " bits");
+    if (parts[i].source->outputs().size() == 1) {
+      sources.push_back(parts[i].source);
+      continue;
+    }
+    std::size_t k = 0;
+    while (k < held.size() && (held[k].first.source != parts[i].source || held[k].first.output != parts[i].output)) ++k;
+    if (k == held.size()) held.emplace_back(parts[i], std::make_shared<detail::held_output_recipe>(parts[i]));
+    sources.push_back(held[k].second);
+  }
+  if (sources.size() == 1) return tensor_ref{std::move(sources[0]), 0};
+  return tensor_ref{std::make_shared<detail::stacked_recipe>(std::move(sources)), 0};
+}
+
+TENSORSMITH_END_NAMESPACE
+#endif  // TENSORSMITH_HAS_TENSOR_STACKED_HPP
+
+#ifndef TENSORSMITH_HAS_TENSOR_FUSE_HPP
+#define TENSORSMITH_HAS_TENSOR_FUSE_HPP
+// tensorsmith/tensor/fuse.hpp: several tensors of a package become one above the other, or one becomes several.
+//
+// Include this for fuse_rows ("to_q", "to_k", "to_v" → "to_qkv") and split_rows, its reverse. No byte moves before the tensors are
+// written.
+
+TENSORSMITH_BEGIN_NAMESPACE
+
+namespace detail {
+
+inline failure no_such_wildcard(const std::string& name, const std::string& pattern) {
+  return failure{.code = errc::usage, .what = "the name " + quoted(name) + " asks for a wildcard that " + quoted(pattern) + " lacks"};
+}
+
+inline failure fits_nothing(std::string_view does, const std::string& pattern, const std::string& file) {
+  return failure{.code = errc::usage, .what = "the pattern " + quoted(pattern) + " " + std::string(does) + " nothing", .file = file,
+                 .expected = "a pattern that matches a tensor", .advice = "list the names with inspect and correct it"};
+}
+
+/// The entries of one component after fusing; `done` counts the fused tensors.
+inline result<catalog> fused_entries(const component& part, const std::vector<std::string>& parts, const std::string& whole, std::size_t& done) {
+  const auto entries = part.weights.entries();
+  std::vector<catalog_entry> made(entries.size());
+  std::vector<bool> taken(entries.size(), false), replaced(entries.size(), false);
+  for (std::size_t i = 0; i < entries.size(); ++i) {
+    const auto captures = match_captures(parts[0], entries[i].name);
+    if (!captures) continue;
+    std::vector<tensor_ref> pieces;
+    for (const std::string& pattern : parts) {
+      const auto name = fill_wildcards(pattern, *captures);
+      if (!name) return no_such_wildcard(pattern, parts[0]);
+      const catalog_entry* piece = part.weights.find(*name);
+      if (!piece)
+        return failure{.code = errc::mismatch, .what = "a tensor to be fused with " + quoted(entries[i].name) + " is missing",
+                       .place = entries[i].origin, .expected = quoted(*name)};
+      const auto at = static_cast<std::size_t>(piece - entries.data());
+      if (taken[at])
+        return failure{.code = errc::mismatch, .what = "the tensor " + quoted(*name) + " would be fused twice", .place = piece->origin};
+      taken[at] = true;
+      pieces.push_back(piece->tensor);
+    }
+    auto name = put_captures(whole, *captures);
+    if (!name) return no_such_wildcard(whole, parts[0]);
+    TENSORSMITH_TRY(tensor_ref stacked, stacked_rows(std::move(pieces)));
+    made[i] = {std::move(*name), std::move(stacked), entries[i].origin};
+    replaced[i] = true;
+    ++done;
+  }
+  std::vector<catalog_entry> out;
+  for (std::size_t i = 0; i < entries.size(); ++i) {
+    if (replaced[i]) out.push_back(std::move(made[i]));
+    else if (!taken[i]) out.push_back(entries[i]);
+  }
+  catalog fused;
+  TENSORSMITH_CHECK(fused.add_all(std::move(out)));
+  return fused;
+}
+
+/// The entries of one component after splitting; `done` counts the tensors that were split.
+inline result<catalog> split_entries(const component& part, const std::string& whole, const std::vector<std::string>& parts,
+                                     const std::vector<std::size_t>& rows, std::size_t& done) {
+  std::vector<catalog_entry> out;
+  for (const catalog_entry& entry : part.weights.entries()) {
+    const auto captures = match_captures(whole, entry.name);
+    if (!captures) {
+      out.push_back(entry);
+      continue;
+    }
+    const shape_type& shape = entry.tensor.shape();
+    std::vector<std::size_t> counts = rows;
+    if (counts.empty()) {
+      if (shape.empty() || shape[0] % parts.size() != 0)
+        return failure{.code = errc::mismatch, .what = "the tensor " + quoted(entry.name) + " cannot be split evenly", .place = entry.origin,
+                       .expected = "a first dimension that " + std::to_string(parts.size()) + " divides", .found = to_string(shape)};
+      counts.assign(parts.size(), shape[0] / parts.size());
+    }
+    std::size_t sum = 0, first = 0;
+    bool fits = !shape.empty();
+    for (const std::size_t n : counts) fits = fits && !__builtin_add_overflow(sum, n, &sum);
+    if (!fits || sum != shape[0])
+      return failure{.code = errc::mismatch, .what = "the rows of the parts are not those of the tensor " + quoted(entry.name), .place = entry.origin,
+                     .expected = std::to_string(sum) + " rows", .found = to_string(shape)};
+    for (std::size_t k = 0; k < parts.size(); ++k) {
+      auto name = put_captures(parts[k], *captures);
+      if (!name) return no_such_wildcard(parts[k], whole);
+      TENSORSMITH_TRY(tensor_ref piece, sliced_rows(entry.tensor, first, counts[k]));
+      out.push_back({std::move(*name), std::move(piece), entry.origin});
+      first += counts[k];
+    }
+    ++done;
+  }
+  catalog split;
+  TENSORSMITH_CHECK(split.add_all(std::move(out)));
+  return split;
+}
+
+}  // namespace detail
+
+/// Stacks tensors along their first dimension: every tensor that matches parts[0] ("*.to_q.weight") with those that the other patterns
+/// name when their wildcards are filled the same way ("*.to_k.weight", …), under the name `whole` ("$1.to_qkv.weight"), in the place of
+/// the first. Returns how many tensors were made. @fails usage (no tensor matches; fewer than two parts), mismatch (a part is missing;
+/// shapes or types differ; a name is taken); the package is unchanged then
+inline result<std::size_t> fuse_rows(package& in, const std::vector<std::string>& parts, const std::string& whole) {
+  if (parts.size() < 2) return failure{.code = errc::usage, .what = "fusing needs two tensors or more", .found = std::to_string(parts.size())};
+  std::vector<catalog> fused;
+  std::size_t done = 0;
+  for (const component& part : in.components) {
+    TENSORSMITH_TRY(fused.emplace_back(), detail::fused_entries(part, parts, whole, done));
+  }
+  if (done == 0) return detail::fits_nothing("fuses", parts[0], in.source);
+  for (std::size_t c = 0; c < in.components.size(); ++c) in.components[c].weights = std::move(fused[c]);
+  return done;
+}
+
+/// Splits every tensor that matches `whole` ("*.to_qkv.weight") along its first dimension into tensors named by `parts` ("$1.to_q.weight",
+/// …), of `rows` rows each, evenly if there are none. Returns how many tensors were split. @fails usage (no tensor matches; numbers of
+/// names and rows differ), mismatch (rows that do not add up; a name is taken); the package is unchanged then
+inline result<std::size_t> split_rows(package& in, const std::string& whole, const std::vector<std::string>& parts,
+                                      const std::vector<std::size_t>& rows = {}) {
+  if (parts.empty() || (!rows.empty() && rows.size() != parts.size()))
+    return failure{.code = errc::usage, .what = "splitting needs a name and a number of rows for each part",
+                   .found = std::to_string(parts.size()) + " names, " + std::to_string(rows.size()) + " numbers"};
+  std::vector<catalog> split;
+  std::size_t done = 0;
+  for (const component& part : in.components) {
+    TENSORSMITH_TRY(split.emplace_back(), detail::split_entries(part, whole, parts, rows, done));
+  }
+  if (done == 0) return detail::fits_nothing("splits", whole, in.source);
+  for (std::size_t c = 0; c < in.components.size(); ++c) in.components[c].weights = std::move(split[c]);
+  return done;
+}
+
+TENSORSMITH_END_NAMESPACE
+#endif  // TENSORSMITH_HAS_TENSOR_FUSE_HPP
+
+#ifndef TENSORSMITH_HAS_STAGE_FUSE_HPP
+#define TENSORSMITH_HAS_STAGE_FUSE_HPP
+// tensorsmith/stage/fuse.hpp: `… | fuse_rows({"*.to_q.weight", "*.to_k.weight"}, "$1.to_qk.weight") | …`, and split_rows, its reverse.
+
+TENSORSMITH_BEGIN_NAMESPACE
+
+/// Stacks tensors; see fuse_rows in tensor/fuse.hpp.
+struct fuse_rows_stage {
+  using input = package;
+  using output = package;
+  static constexpr std::string_view name = "fuse_rows";
+
+  std::vector<std::string> parts;
+  std::string whole;
+
+  result<package> run(package in, job& run) const {
+    TENSORSMITH_TRY(const std::size_t count, fuse_rows(in, parts, whole));
+    run.info("fuse_rows", std::to_string(count) + " tensors are made of " + std::to_string(count * parts.size()));
+    return in;
+  }
+};
+
+/// Splits tensors; see split_rows in tensor/fuse.hpp.
+struct split_rows_stage {
+  using input = package;
+  using output = package;
+  static constexpr std::string_view name = "split_rows";
+
+  std::string whole;
+  std::vector<std::string> parts;
+  std::vector<std::size_t> rows;
+
+  result<package> run(package in, job& run) const {
+    TENSORSMITH_TRY(const std::size_t count, split_rows(in, whole, parts, rows));
+    run.info("split_rows", std::to_string(count) + " tensors become " + std::to_string(count * parts.size()));
+    return in;
+  }
+};
+
+/// Stage: the tensors that the patterns name become one, above each other. @fails usage (nothing matches), mismatch (parts missing or unlike)
+inline fuse_rows_stage fuse_rows(std::vector<std::string> parts, std::string whole) { return {std::move(parts), std::move(whole)}; }
+
+/// Stage: every tensor that `whole` matches becomes several, of `rows` rows each (evenly if not said). @fails usage, mismatch
+inline split_rows_stage split_rows(std::string whole, std::vector<std::string> parts, std::vector<std::size_t> rows = {}) {
+  return {std::move(whole), std::move(parts), std::move(rows)};
+}
+
+TENSORSMITH_END_NAMESPACE
+#endif  // TENSORSMITH_HAS_STAGE_FUSE_HPP
 
 #ifndef TENSORSMITH_HAS_STAGE_OPEN_HPP
 #define TENSORSMITH_HAS_STAGE_OPEN_HPP
@@ -8766,6 +14493,442 @@ chain<package> open(const std::string& path, std::shared_ptr<job> run = std::mak
 TENSORSMITH_END_NAMESPACE
 #endif  // TENSORSMITH_HAS_STAGE_OPEN_HPP
 
+#ifndef TENSORSMITH_HAS_ARCH_NAMES_PATH_HPP
+#define TENSORSMITH_HAS_ARCH_NAMES_PATH_HPP
+// tensorsmith/arch/names/path.hpp: dotted parameter names taken apart. Include this to write a table of names.
+
+TENSORSMITH_BEGIN_NAMESPACE
+
+/// The same module (or parameter) under the two names it is published with.
+struct name_pair {
+  std::string_view ldm;        ///< as the original training code calls it
+  std::string_view diffusers;  ///< as diffusers and transformers call it
+};
+
+/// A dotted name that is read from the front: `path_reader("input_blocks.4.1.norm.weight")`.
+class path_reader {
+ public:
+  explicit path_reader(std::string_view path) noexcept : rest_(path) {}
+
+  /// What has not been taken yet.
+  std::string_view rest() const noexcept { return rest_; }
+  bool empty() const noexcept { return rest_.empty(); }
+
+  /// Takes `module` if the rest is it or starts with it and a dot.
+  bool take(std::string_view module) noexcept {
+    if (rest_.substr(0, module.size()) != module) return false;
+    if (rest_.size() == module.size()) return rest_ = {}, true;
+    if (rest_[module.size()] != '.') return false;
+    rest_.remove_prefix(module.size() + 1);
+    return true;
+  }
+
+  /// Takes a decimal index of at most four digits without leading zeros.
+  std::optional<std::size_t> take_index() noexcept {
+    const std::string_view part = rest_.substr(0, rest_.find('.'));
+    std::size_t value = 0;
+    if (part.empty() || part.size() > 4 || (part.size() > 1 && part[0] == '0')) return std::nullopt;
+    const auto [end, error] = std::from_chars(part.data(), part.data() + part.size(), value);
+    if (error != std::errc() || end != part.data() + part.size()) return std::nullopt;
+    rest_.remove_prefix(part.size() + (part.size() < rest_.size() ? 1 : 0));
+    return value;
+  }
+
+ private:
+  std::string_view rest_;
+};
+
+/// Replaces the module at the start of `key` by its other name, if the table has it.
+inline std::optional<std::string> rename_head(std::string_view key, std::span<const name_pair> table, bool to_diffusers) {
+  for (const name_pair& pair : table) {
+    path_reader path(key);
+    if (!path.take(to_diffusers ? pair.ldm : pair.diffusers)) continue;
+    std::string out(to_diffusers ? pair.diffusers : pair.ldm);
+    if (!path.empty()) out.append(".").append(path.rest());
+    return out;
+  }
+  return std::nullopt;
+}
+
+namespace detail {
+
+inline std::string dotted(std::string_view a, std::size_t i, std::string_view b) {
+  return std::string(a) + "." + std::to_string(i) + "." + std::string(b);
+}
+inline std::string dotted(std::string_view a, std::size_t i, std::string_view b, std::size_t j, std::string_view c) {
+  return dotted(a, i, dotted(b, j, c));
+}
+
+}  // namespace detail
+
+TENSORSMITH_END_NAMESPACE
+#endif  // TENSORSMITH_HAS_ARCH_NAMES_PATH_HPP
+
+#ifndef TENSORSMITH_HAS_ARCH_CHECKPOINT_PARTS_HPP
+#define TENSORSMITH_HAS_ARCH_CHECKPOINT_PARTS_HPP
+// tensorsmith/arch/checkpoint_parts.hpp: which tensors of a single-file checkpoint belong to which model.
+//
+// Include this to split a checkpoint by its prefixes. Every tensor ends in a part, among the moving averages, on the list of what is
+// ignored (with the reason), or among the unknown ones.
+
+TENSORSMITH_BEGIN_NAMESPACE
+
+/// Whose names a part uses.
+enum class part_form : std::uint8_t {
+  ldm,        ///< the original training code's (UNet, autoencoder)
+  diffusers,  ///< diffusers' (UNet, autoencoder)
+  clip,       ///< transformers' text encoder
+  open_clip,  ///< OpenCLIP's text encoder
+};
+
+/// Tensors under one prefix, the prefix taken off. Views into the catalog that was split.
+struct checkpoint_part {
+  struct member {
+    std::string_view name;
+    const catalog_entry* entry = nullptr;
+  };
+  std::string component;  ///< "unet", "vae", "text_encoder", "text_encoder_2"
+  part_form form = part_form::ldm;
+  std::string prefix;
+  std::vector<member> members;
+
+  std::vector<std::string_view> names() const {
+    std::vector<std::string_view> out;
+    for (const member& m : members) out.push_back(m.name);
+    return out;
+  }
+};
+
+/// A tensor that is left out on purpose.
+struct ignored_tensor {
+  std::string name, reason;
+};
+
+/// A checkpoint taken apart.
+struct checkpoint_parts {
+  std::vector<checkpoint_part> parts;
+  std::size_t moving_averages = 0;           ///< tensors under `model_ema.`
+  std::vector<std::string> markers;          ///< tensors that only say something: v_pred, ztsnr, edm_mean, …
+  std::vector<ignored_tensor> ignored;       ///< schedule buffers and the like
+  std::vector<const catalog_entry*> unknown;  ///< outside every known prefix
+
+  checkpoint_part* find(std::string_view component) noexcept {
+    for (checkpoint_part& part : parts)
+      if (part.component == component) return &part;
+    return nullptr;
+  }
+  const checkpoint_part* find(std::string_view component) const noexcept {
+    return const_cast<checkpoint_parts*>(this)->find(component);
+  }
+  bool marked(std::string_view marker) const noexcept {
+    return std::any_of(markers.begin(), markers.end(), [&](const std::string& m) { return m.substr(0, marker.size()) == marker; });
+  }
+};
+
+/// Where a part starts. `strip` characters of the prefix are taken off the names.
+struct part_prefix {
+  std::string_view prefix, component;
+  part_form form;
+  std::size_t strip;
+};
+
+namespace detail {
+constexpr part_prefix prefixed(std::string_view prefix, std::string_view component, part_form form) {
+  return {prefix, component, form, prefix.size()};
+}
+constexpr part_prefix bare(std::string_view prefix, std::string_view component, part_form form) {
+  return {prefix, component, form, 0};
+}
+}  // namespace detail
+
+/// The prefixes of checkpoints, then the modules with which files of one component start.
+inline constexpr part_prefix part_prefixes[] = {
+    detail::prefixed("model.diffusion_model.", "unet", part_form::ldm),
+    detail::prefixed("diffusion_model.", "unet", part_form::ldm),
+    detail::prefixed("unet.", "unet", part_form::diffusers),
+    detail::prefixed("first_stage_model.", "vae", part_form::ldm),
+    detail::prefixed("model.first_stage_model.", "vae", part_form::ldm),
+    detail::prefixed("vae.", "vae", part_form::ldm),
+    detail::prefixed("cond_stage_model.transformer.", "text_encoder", part_form::clip),
+    detail::prefixed("cond_stage_model.model.", "text_encoder", part_form::open_clip),
+    detail::prefixed("conditioner.embedders.0.transformer.", "text_encoder", part_form::clip),
+    detail::prefixed("conditioner.embedders.0.model.", "text_encoder", part_form::open_clip),
+    detail::prefixed("conditioner.embedders.1.model.", "text_encoder_2", part_form::open_clip),
+    detail::prefixed("clip_l.transformer.", "text_encoder", part_form::clip),
+    detail::prefixed("text_encoder.", "text_encoder", part_form::clip),
+    detail::prefixed("text_encoder_2.", "text_encoder_2", part_form::clip),
+    detail::bare("input_blocks.", "unet", part_form::ldm),
+    detail::bare("middle_block.", "unet", part_form::ldm),
+    detail::bare("output_blocks.", "unet", part_form::ldm),
+    detail::bare("time_embed.", "unet", part_form::ldm),
+    detail::bare("label_emb.", "unet", part_form::ldm),
+    detail::bare("out.", "unet", part_form::ldm),
+    detail::bare("down_blocks.", "unet", part_form::diffusers),
+    detail::bare("mid_block.", "unet", part_form::diffusers),
+    detail::bare("up_blocks.", "unet", part_form::diffusers),
+    detail::bare("time_embedding.", "unet", part_form::diffusers),
+    detail::bare("add_embedding.", "unet", part_form::diffusers),
+    detail::bare("class_embedding.", "unet", part_form::diffusers),
+    detail::bare("conv_in.", "unet", part_form::diffusers),
+    detail::bare("conv_norm_out.", "unet", part_form::diffusers),
+    detail::bare("conv_out.", "unet", part_form::diffusers),
+    detail::bare("encoder.conv_", "vae", part_form::ldm),
+    detail::bare("encoder.norm_out.", "vae", part_form::ldm),
+    detail::bare("encoder.down.", "vae", part_form::ldm),
+    detail::bare("encoder.down_blocks.", "vae", part_form::ldm),
+    detail::bare("encoder.mid.", "vae", part_form::ldm),
+    detail::bare("encoder.mid_block.", "vae", part_form::ldm),
+    detail::bare("decoder.", "vae", part_form::ldm),
+    detail::bare("quant_conv.", "vae", part_form::ldm),
+    detail::bare("post_quant_conv.", "vae", part_form::ldm),
+    detail::bare("text_model.", "text_encoder", part_form::clip),
+    detail::bare("embeddings.", "text_encoder", part_form::clip),
+    detail::bare("encoder.layers.", "text_encoder", part_form::clip),
+    detail::bare("final_layer_norm.", "text_encoder", part_form::clip),
+    detail::bare("text_projection.weight", "text_encoder", part_form::clip),
+    detail::bare("transformer.resblocks.", "text_encoder", part_form::open_clip),
+    detail::bare("positional_embedding", "text_encoder", part_form::open_clip),
+    detail::bare("token_embedding.", "text_encoder", part_form::open_clip),
+    detail::bare("ln_final.", "text_encoder", part_form::open_clip),
+    detail::bare("text_projection", "text_encoder", part_form::open_clip),
+};
+
+/// Names that say which other architecture a file holds.
+struct foreign_mark {
+  std::string_view text;    ///< occurs in a tensor's name
+  std::string_view family;  ///< "a Flux model"
+};
+inline constexpr foreign_mark foreign_marks[] = {
+    {"joint_blocks.", "a Stable Diffusion 3 model"},
+    {"double_blocks.", "a Flux model"},
+    {"single_transformer_blocks.", "a Flux model"},
+    {"control_model.", "a ControlNet"},
+    {"input_hint_block.", "a ControlNet"},
+    {"controlnet_", "a ControlNet"},
+    {"lora_controlnet", "a Control-LoRA"},
+    {"lora_up.weight", "a LoRA adapter"},
+    {"lora_down.weight", "a LoRA adapter"},
+    {".lora_A.", "a LoRA adapter"},
+    {".lora.up.", "a LoRA adapter"},
+    {".hada_w1_", "a LoHa adapter"},
+    {".lokr_w", "a LoKr adapter"},
+    {"motion_modules.", "an AnimateDiff motion module"},
+    {"noise_augmentor.", "a Stable unCLIP model"},
+    {"clip_txt_mapper.", "a Stable Cascade model"},
+    {"image_proj.", "an IP-Adapter"},
+    {"adapter.body.", "a T2I-Adapter"},
+    {"string_to_param", "a Textual Inversion embedding"},
+    {"emb_params", "a Textual Inversion embedding"},
+};
+
+/// Buffers of the noise schedule and other leftovers of training that no network reads.
+inline constexpr std::string_view schedule_buffers[] = {
+    "betas", "alphas_cumprod", "alphas_cumprod_prev", "sqrt_alphas_cumprod", "sqrt_one_minus_alphas_cumprod",
+    "log_one_minus_alphas_cumprod", "sqrt_recip_alphas_cumprod", "sqrt_recipm1_alphas_cumprod", "posterior_variance",
+    "posterior_log_variance_clipped", "posterior_mean_coef1", "posterior_mean_coef2", "logvar", "denoiser.sigmas", "scale_factor",
+    "model_ema.decay", "model_ema.num_updates"};
+/// Tensors whose presence tells how the model was trained.
+inline constexpr std::string_view marker_tensors[] = {"v_pred", "ztsnr", "edm_mean", "edm_std", "edm_vpred."};
+
+/// Why a tensor is ignored wherever it occurs, or nothing.
+inline std::string_view why_ignored(std::string_view name) noexcept {
+  const auto ends = [&](std::string_view tail) { return name.size() >= tail.size() && name.substr(name.size() - tail.size()) == tail; };
+  for (const std::string_view buffer : schedule_buffers)
+    if (name == buffer) return "a buffer of training";
+  if (ends("position_ids")) return "positions are counted, not read";
+  if (name.substr(0, 5) == "loss.") return "only training reads it";
+  if (ends("logit_scale")) return "only training reads it";
+  if (name.find("embedding_manager") != std::string_view::npos) return "an embedding of training";
+  return {};
+}
+
+/// The first sign of another architecture in these names, or nullptr; `where` receives the name.
+inline const foreign_mark* find_foreign(const catalog& tensors, std::string& where) {
+  for (const catalog_entry& entry : tensors.entries())
+    for (const foreign_mark& mark : foreign_marks)
+      if (entry.name.find(mark.text) != std::string::npos) return where = entry.name, &mark;
+  return nullptr;
+}
+
+namespace detail {
+
+inline const part_prefix* prefix_of(std::string_view name) noexcept {
+  for (const part_prefix& row : part_prefixes)
+    if (name.size() > row.prefix.size() - (row.strip == 0 ? 1 : 0) && name.substr(0, row.prefix.size()) == row.prefix) return &row;
+  return nullptr;
+}
+
+/// Files of one component do not say whose names they use; the blocks do.
+inline void settle_form(checkpoint_part& part) {
+  if (part.component != "unet" && part.component != "vae") return;
+  const auto uses = [&](std::string_view head) {
+    return std::any_of(part.members.begin(), part.members.end(),
+                       [&](const auto& m) { return m.name.substr(0, head.size()) == head; });
+  };
+  if (part.component == "unet") part.form = uses("down_blocks.") ? part_form::diffusers : part_form::ldm;
+  else part.form = uses("encoder.down_blocks.") || uses("decoder.up_blocks.") ? part_form::diffusers : part_form::ldm;
+}
+
+}  // namespace detail
+
+/// Splits a checkpoint by its prefixes. The result refers to `tensors`, which must outlive it.
+/// @fails mismatch if two prefixes hold the same component.
+inline result<checkpoint_parts> split_checkpoint(const catalog& tensors) {
+  checkpoint_parts out;
+  for (const catalog_entry& entry : tensors.entries()) {
+    const std::string_view name = entry.name;
+    if (const std::string_view reason = why_ignored(name); !reason.empty()) {
+      out.ignored.push_back({entry.name, std::string(reason)});
+      continue;
+    }
+    if (std::any_of(std::begin(marker_tensors), std::end(marker_tensors),
+                    [&](std::string_view m) { return name == m || (m.back() == '.' && name.substr(0, m.size()) == m); })) {
+      out.markers.push_back(entry.name);
+      continue;
+    }
+    if (name.substr(0, 10) == "model_ema.") {
+      ++out.moving_averages;
+      continue;
+    }
+    const part_prefix* row = detail::prefix_of(name);
+    if (!row) {
+      out.unknown.push_back(&entry);
+      continue;
+    }
+    checkpoint_part* part = out.find(row->component);
+    const std::string prefix(row->prefix.substr(0, row->strip));
+    if (part && (part->prefix != prefix || (part->form != row->form && row->component[0] == 't' && !prefix.empty())))
+      return failure{.code = errc::mismatch, .what = "two prefixes hold the same component " + std::string(row->component),
+                     .place = entry.origin, .expected = quoted(part->prefix), .found = quoted(prefix)};
+    if (!part) part = &out.parts.emplace_back(checkpoint_part{std::string(row->component), row->form, prefix, {}});
+    // `text_projection.weight` occurs with both kinds of names; whatever else there is decides.
+    if (row->form == part_form::open_clip && prefix.empty()) part->form = part_form::open_clip;
+    part->members.push_back({name.substr(row->strip), &entry});
+  }
+  for (checkpoint_part& part : out.parts) detail::settle_form(part);
+  return out;
+}
+
+TENSORSMITH_END_NAMESPACE
+#endif  // TENSORSMITH_HAS_ARCH_CHECKPOINT_PARTS_HPP
+
+#ifndef TENSORSMITH_HAS_ARCH_PRUNE_HPP
+#define TENSORSMITH_HAS_ARCH_PRUNE_HPP
+// tensorsmith/arch/prune.hpp: leaving out what only training needs: moving averages, optimizer state, noise schedule buffers.
+//
+// Include this to make a checkpoint of training one for inference. Names decide; what each group takes is said at its function.
+
+TENSORSMITH_BEGIN_NAMESPACE
+
+/// What to leave out.
+struct prune_options {
+  bool ema = false;        ///< moving averages of the weights (is_moving_average)
+  bool optimizer = false;  ///< the optimizer's state (is_optimizer_state)
+  bool schedule = false;   ///< buffers of the noise schedule (is_schedule_buffer)
+};
+
+/// True for moving averages of weights: everything below a first module that is called `ema`, `model_ema` (the original Stable
+/// Diffusion code), `ema_model`, or ends in `_ema` (diffusers' training scripts: `unet_ema`).
+inline bool is_moving_average(std::string_view name) noexcept {
+  const std::string_view module = name.substr(0, name.find('.'));
+  return module.size() < name.size() && (module == "ema" || module == "ema_model" || module.ends_with("_ema"));
+}
+
+/// True for the state that optimizers keep beside the weights: everything below a first module called `optimizer`, `optimizers`,
+/// `optimizer_states` (Lightning) or `optim`, and the buffers that torch's optimizers call `exp_avg`, `exp_avg_sq`,
+/// `max_exp_avg_sq`, `square_avg`, `momentum_buffer`.
+inline bool is_optimizer_state(std::string_view name) noexcept {
+  constexpr std::string_view modules[] = {"optimizer", "optimizers", "optimizer_states", "optim"};
+  constexpr std::string_view buffers[] = {"exp_avg", "exp_avg_sq", "max_exp_avg_sq", "square_avg", "momentum_buffer"};
+  const std::string_view module = name.substr(0, name.find('.'));
+  const std::string_view last = name.substr(name.rfind('.') == std::string_view::npos ? 0 : name.rfind('.') + 1);
+  return (module.size() < name.size() && std::find(std::begin(modules), std::end(modules), module) != std::end(modules)) ||
+         std::find(std::begin(buffers), std::end(buffers), last) != std::end(buffers);
+}
+
+/// True for what the original training code stores of its noise schedule at the top level of a checkpoint (arch/checkpoint_parts.hpp's
+/// schedule_buffers): `betas`, `alphas_cumprod`, `posterior_variance`, `denoiser.sigmas`, … `position_ids` is none of them.
+inline bool is_schedule_buffer(std::string_view name) noexcept {
+  return !is_moving_average(name) && std::find(std::begin(schedule_buffers), std::end(schedule_buffers), name) != std::end(schedule_buffers);
+}
+
+/// Takes the chosen groups out of all components and returns what was taken, in order; it is added to the components' `ignored`
+/// too. A component without a name is judged by its tensors' names, others by "component.name" as well (`unet_ema`).
+/// @fails mismatch if nothing would be left: the package then holds nothing else
+inline result<std::vector<ignored_tensor>> prune(package& in, const prune_options& options) {
+  const auto reason = [&](const std::string& name) -> std::string_view {
+    if (options.ema && is_moving_average(name)) return "a moving average of training";
+    if (options.optimizer && is_optimizer_state(name)) return "state of the optimizer";
+    if (options.schedule && is_schedule_buffer(name)) return "a buffer of the noise schedule";
+    return {};
+  };
+  const auto why = [&](const component& part, const catalog_entry& entry) {
+    const std::string_view found = reason(entry.name);
+    return found.empty() && !part.name.empty() ? reason(qualified_name(part, entry.name)) : found;
+  };
+  std::vector<ignored_tensor> taken;
+  std::size_t all = 0;
+  for (const component& part : in.components) {
+    all += part.weights.size();
+    for (const catalog_entry& entry : part.weights.entries())
+      if (const std::string_view found = why(part, entry); !found.empty())
+        taken.push_back({qualified_name(part, entry.name), std::string(found)});
+  }
+  if (taken.empty()) return taken;
+  if (taken.size() == all)
+    return failure{.code = errc::mismatch, .what = "pruning leaves no tensor: the source holds nothing but state of training", .file = in.source,
+                   .expected = "a weight of a network", .found = quoted(taken[0].name), .advice = "prune less, or choose another source"};
+  for (component& part : in.components)
+    TENSORSMITH_CHECK(drop_entries(part, [&](const catalog_entry& entry) { return std::string(why(part, entry)); }));
+  return taken;
+}
+
+TENSORSMITH_END_NAMESPACE
+#endif  // TENSORSMITH_HAS_ARCH_PRUNE_HPP
+
+#ifndef TENSORSMITH_HAS_STAGE_PRUNE_HPP
+#define TENSORSMITH_HAS_STAGE_PRUNE_HPP
+// tensorsmith/stage/prune.hpp: `… | prune(ema | optimizer) | …`: without what only training needs.
+
+TENSORSMITH_BEGIN_NAMESPACE
+
+namespace tags {
+
+/// Moving averages of the weights.
+inline constexpr prune_options ema{.ema = true};
+/// State of the optimizer.
+inline constexpr prune_options optimizer{.optimizer = true};
+/// Buffers of the noise schedule.
+inline constexpr prune_options schedule{.schedule = true};
+
+}  // namespace tags
+
+/// What either of two names.
+constexpr prune_options operator|(prune_options a, prune_options b) noexcept {
+  return {a.ema || b.ema, a.optimizer || b.optimizer, a.schedule || b.schedule};
+}
+
+/// Takes out state of training; see arch/prune.hpp. A model that has none passes unchanged.
+struct prune_stage {
+  using input = package;
+  using output = package;
+  static constexpr std::string_view name = "prune";
+
+  prune_options what;
+
+  result<package> run(package in, job& run) const {
+    TENSORSMITH_TRY(const auto taken, prune(in, what));
+    run.info("prune", std::to_string(taken.size()) + " tensors of training are left out");
+    return in;
+  }
+};
+
+/// Stage: leaves out tags::ema, tags::optimizer, tags::schedule, or several of them joined with `|`. @fails mismatch (nothing would be left)
+inline prune_stage prune(prune_options what) { return {what}; }
+
+TENSORSMITH_END_NAMESPACE
+#endif  // TENSORSMITH_HAS_STAGE_PRUNE_HPP
+
 #ifndef TENSORSMITH_HAS_STAGE_READERS_HPP
 #define TENSORSMITH_HAS_STAGE_READERS_HPP
 // tensorsmith/stage/readers.hpp: the readers that come with the library, as formats of `open<…>`.
@@ -8774,22 +14937,14 @@ TENSORSMITH_BEGIN_NAMESPACE
 
 namespace detail {
 
-/// A file of weights as a package of one component without a name. @fails unsupported if its container is another one than `pickle` says.
-inline result<package> open_weights_file(const std::string& path, bool pickle, job& run) {
+/// A file of weights as a package of one component without a name. @fails unsupported if its container is another one
+inline result<package> open_weights_file(const std::string& path, weights_container wanted, job& run) {
   TENSORSMITH_TRY(checkpoint_file file, read_checkpoint_file(path, run));
-  if (file.pickle != pickle)
+  if (file.container != wanted)
     return failure{.code = errc::unsupported, .what = "the file is of another format than the chain opens", .file = path,
-                   .expected = pickle ? "a torch file" : "a safetensors file", .found = pickle ? "a safetensors file" : "a torch file",
-                   .advice = pickle ? "use open<safetensors_file>" : "use open<torch_file>"};
-  package out;
-  out.source = path;
-  out.metadata = std::move(file.metadata);
-  out.global_step = file.global_step;
-  component whole;
-  whole.weights = std::move(file.tensors);
-  whole.ignored = std::move(file.ignored);
-  out.components.push_back(std::move(whole));
-  return out;
+                   .expected = "a " + std::string(name_of(wanted)) + " file", .found = "a " + std::string(name_of(file.container)) + " file",
+                   .advice = "use open<" + std::string(name_of(file.container)) + "_file>, or open<weights_file> for any of them"};
+  return package_of(std::move(file), path);
 }
 
 }  // namespace detail
@@ -8797,13 +14952,37 @@ inline result<package> open_weights_file(const std::string& path, bool pickle, j
 /// A .safetensors file, or the `*.safetensors.index.json` of a sharded one.
 template <>
 struct reader<tags::safetensors_file> {
-  static result<package> open(const std::string& path, job& run) { return detail::open_weights_file(path, false, run); }
+  static result<package> open(const std::string& path, job& run) { return detail::open_weights_file(path, weights_container::safetensors, run); }
 };
 
 /// A torch file (.ckpt, .pt, .pth, .bin): read as data, never executed.
 template <>
 struct reader<tags::torch_file> {
-  static result<package> open(const std::string& path, job& run) { return detail::open_weights_file(path, true, run); }
+  static result<package> open(const std::string& path, job& run) { return detail::open_weights_file(path, weights_container::torch, run); }
+};
+
+/// A .npz archive of NumPy arrays.
+template <>
+struct reader<tags::npz_file> {
+  static result<package> open(const std::string& path, job& run) { return detail::open_weights_file(path, weights_container::npz, run); }
+};
+
+/// One NumPy array, as a tensor with the file's name.
+template <>
+struct reader<tags::npy_file> {
+  static result<package> open(const std::string& path, job& run) { return detail::open_weights_file(path, weights_container::npy, run); }
+};
+
+/// A GGUF file; its Q8_0 and Q4_0 tensors become f32.
+template <>
+struct reader<tags::gguf_file> {
+  static result<package> open(const std::string& path, job& run) { return detail::open_weights_file(path, weights_container::gguf, run); }
+};
+
+/// Weights in whatever form: see open_weights.
+template <>
+struct reader<tags::weights_file> {
+  static result<package> open(const std::string& path, job& run) { return open_weights(path, {}, run); }
 };
 
 /// A diffusers pipeline folder.
@@ -8815,20 +14994,349 @@ struct reader<tags::diffusers_folder> {
 TENSORSMITH_END_NAMESPACE
 #endif  // TENSORSMITH_HAS_STAGE_READERS_HPP
 
-#ifndef TENSORSMITH_HAS_TENSOR_MEMORY_HPP
-#define TENSORSMITH_HAS_TENSOR_MEMORY_HPP
-// tensorsmith/tensor/memory.hpp: a tensor whose bytes are already in memory.
+#ifndef TENSORSMITH_HAS_TENSOR_RENAME_HPP
+#define TENSORSMITH_HAS_TENSOR_RENAME_HPP
+// tensorsmith/tensor/rename.hpp: other names for the tensors of a package, by rules.
 
 TENSORSMITH_BEGIN_NAMESPACE
 
-/// A tensor over owned bytes. @pre bytes.size() == info.bytes()
-inline tensor_ref in_memory(tensor_info info, std::vector<std::byte> bytes) {
-  auto source = std::make_shared<memory_source>(info.name, std::move(bytes));
-  return {stored_tensor(std::move(source), 0, info.type, info.shape, info.name), 0};
+/// One rule: what a name looks like, and what it becomes.
+struct rename_rule {
+  enum class kind : std::uint8_t {
+    exact,    ///< the whole name
+    prefix,   ///< the beginning of a name; the rest stays
+    pattern,  ///< a name with `*` and `?`; `to` puts what they stand for at `$1`, `$2`, …
+  };
+  kind how = kind::pattern;
+  std::string from, to;
+};
+
+/// `from` becomes `to`.
+inline rename_rule rename_exact(std::string from, std::string to) { return {rename_rule::kind::exact, std::move(from), std::move(to)}; }
+/// Names that begin with `from` begin with `to`: rename_prefix("model.", "") takes "model." off.
+inline rename_rule rename_prefix(std::string from, std::string to) { return {rename_rule::kind::prefix, std::move(from), std::move(to)}; }
+/// Names that match `from` become `to`: rename_pattern("*.gamma", "$1.weight").
+inline rename_rule rename_pattern(std::string from, std::string to) { return {rename_rule::kind::pattern, std::move(from), std::move(to)}; }
+
+/// What a rule makes of a name; nothing if the rule does not concern it. @fails usage (the rule asks for a wildcard that it lacks)
+inline result<std::optional<std::string>> renamed(const rename_rule& rule, std::string_view name) {
+  switch (rule.how) {
+    case rename_rule::kind::exact:
+      if (name != rule.from) break;
+      return std::optional<std::string>(rule.to);
+    case rename_rule::kind::prefix:
+      if (!name.starts_with(rule.from)) break;
+      return std::optional<std::string>(rule.to + std::string(name.substr(rule.from.size())));
+    case rename_rule::kind::pattern: {
+      const auto captures = match_captures(rule.from, name);
+      if (!captures) break;
+      auto out = put_captures(rule.to, *captures);
+      if (!out)
+        return failure{.code = errc::usage, .what = "the new name " + quoted(rule.to) + " asks for a wildcard that " + quoted(rule.from) + " lacks",
+                       .expected = "$1 to $" + std::to_string(captures->size())};
+      return out;
+    }
+  }
+  return std::optional<std::string>();
+}
+
+/// Renames the tensors of all components: for each, the first rule that fits its own name is applied, once. Order is kept. Returns how
+/// many names changed. @fails usage (a rule that fits nothing, also because an earlier rule takes it; a wildcard that is not there; an empty
+/// new name), mismatch (two tensors of one component get the same name); the package is unchanged then
+inline result<std::size_t> rename_tensors(package& in, const std::vector<rename_rule>& rules) {
+  std::vector<bool> used(rules.size(), false);
+  std::vector<catalog> renamed_weights;
+  std::size_t changed = 0;
+  for (const component& part : in.components) {
+    std::vector<catalog_entry> entries(part.weights.entries().begin(), part.weights.entries().end());
+    for (catalog_entry& entry : entries)
+      for (std::size_t i = 0; i < rules.size(); ++i) {
+        TENSORSMITH_TRY(auto name, renamed(rules[i], entry.name));
+        if (!name) continue;
+        if (name->empty())
+          return failure{.code = errc::usage, .what = "a rule gives the tensor " + quoted(entry.name) + " an empty name", .file = in.source,
+                         .found = quoted(rules[i].from) + " to " + quoted(rules[i].to)};
+        used[i] = true;
+        changed += *name != entry.name;
+        entry.name = std::move(*name);
+        break;
+      }
+    TENSORSMITH_CHECK(renamed_weights.emplace_back().add_all(std::move(entries)));
+  }
+  for (std::size_t i = 0; i < rules.size(); ++i)
+    if (!used[i])
+      return failure{.code = errc::usage, .what = "the rule for " + quoted(rules[i].from) + " renames nothing", .file = in.source,
+                     .expected = "a rule that fits a tensor", .advice = "list the names with inspect and correct it"};
+  for (std::size_t c = 0; c < in.components.size(); ++c) in.components[c].weights = std::move(renamed_weights[c]);
+  return changed;
 }
 
 TENSORSMITH_END_NAMESPACE
-#endif  // TENSORSMITH_HAS_TENSOR_MEMORY_HPP
+#endif  // TENSORSMITH_HAS_TENSOR_RENAME_HPP
+
+#ifndef TENSORSMITH_HAS_STAGE_RENAME_HPP
+#define TENSORSMITH_HAS_STAGE_RENAME_HPP
+// tensorsmith/stage/rename.hpp: `… | rename({rename_prefix("model.", ""), rename_pattern("*.gamma", "$1.weight")}) | …`.
+
+TENSORSMITH_BEGIN_NAMESPACE
+
+/// Renames tensors by rules; see rename_tensors.
+struct rename_stage {
+  using input = package;
+  using output = package;
+  static constexpr std::string_view name = "rename";
+
+  std::vector<rename_rule> rules;
+
+  result<package> run(package in, job& run) const {
+    TENSORSMITH_TRY(const std::size_t changed, rename_tensors(in, rules));
+    run.info("rename", std::to_string(changed) + " tensors get other names");
+    return in;
+  }
+};
+
+/// Stage: other names for tensors, by the first rule that fits each. @fails usage (a rule that fits nothing), mismatch (one name twice)
+inline rename_stage rename(std::vector<rename_rule> rules) { return {std::move(rules)}; }
+
+TENSORSMITH_END_NAMESPACE
+#endif  // TENSORSMITH_HAS_STAGE_RENAME_HPP
+
+#ifndef TENSORSMITH_HAS_STAGE_SELECT_HPP
+#define TENSORSMITH_HAS_STAGE_SELECT_HPP
+// tensorsmith/stage/select.hpp: `… | select({"unet.*"}) | drop({"*.position_ids"}) | …`: keeping tensors by name patterns.
+
+TENSORSMITH_BEGIN_NAMESPACE
+
+/// Keeps what is wanted; see filter_tensors.
+struct select_stage {
+  using input = package;
+  using output = package;
+  static constexpr std::string_view name = "select";
+
+  std::vector<std::string> wanted, unwanted;
+
+  result<package> run(package in, job& run) const {
+    TENSORSMITH_TRY(const filtered_tensors counts, filter_tensors(in, wanted, unwanted));
+    run.info("select", std::to_string(counts.kept) + " tensors stay, " + std::to_string(counts.dropped) + " are left out");
+    return in;
+  }
+};
+
+/// Stage: only the tensors that one of the patterns matches, by their own names or as "component.tensor". @fails usage (a pattern that
+/// matches nothing)
+inline select_stage select(std::vector<std::string> patterns) { return {std::move(patterns), {}}; }
+
+/// Stage: all tensors but those that one of the patterns matches. @fails usage (a pattern that matches nothing; no tensor is left)
+inline select_stage drop(std::vector<std::string> patterns) { return {{}, std::move(patterns)}; }
+
+TENSORSMITH_END_NAMESPACE
+#endif  // TENSORSMITH_HAS_STAGE_SELECT_HPP
+
+#ifndef TENSORSMITH_HAS_STAGE_WRITE_HPP
+#define TENSORSMITH_HAS_STAGE_WRITE_HPP
+// tensorsmith/stage/write.hpp: the tail of a chain: `… | write<onnx_folder>("out/sd15")`.
+//
+// Include stage/write_onnx.hpp or stage/write_weights.hpp for the formats that come with the library.
+
+TENSORSMITH_BEGIN_NAMESPACE
+
+/// How a format is written. Specialise it for a tag: `options`, `input` and
+/// `static result<R> write(const input&, const std::string& path, const options&, job&)`, where R says what was written.
+template <class Format>
+struct writer;
+
+/// A format that can be written: its writer is complete.
+template <class Format>
+concept writable_format = requires(const typename writer<Format>::input& in, const std::string& path,
+                                   const typename writer<Format>::options& how, job& run) {
+  typename decltype(writer<Format>::write(in, path, how, run))::value_type;
+};
+
+/// Writes what flows in; complete or not at all.
+template <class Format>
+struct write_stage {
+  using input = typename writer<Format>::input;
+  using output = typename decltype(writer<Format>::write(std::declval<const input&>(), std::declval<const std::string&>(),
+                                                         std::declval<const typename writer<Format>::options&>(), std::declval<job&>()))::value_type;
+  static constexpr std::string_view name = "write";
+
+  std::string path;
+  typename writer<Format>::options how;
+
+  result<output> run(input in, job& run) const { return writer<Format>::write(in, path, how, run); }
+};
+
+namespace detail {
+
+/// The options of a writer, or an empty struct for a format that has none: so that the assertion in `write` gets its say.
+template <class Format>
+struct options_of { struct type {}; };
+template <writable_format Format>
+struct options_of<Format> { using type = typename writer<Format>::options; };
+
+}  // namespace detail
+
+/// Stage: writes `path` in the given format. @fails as the format's writer
+template <class Format>
+auto write(std::string path, typename detail::options_of<Format>::type how = {}) {
+  static_assert(writable_format<Format>,
+                "tensorsmith: write<Format> has no writer for this format; include tensorsmith/stage/write_weights.hpp or write_onnx.hpp, or "
+                "specialise tensorsmith::writer for your own tag");
+  if constexpr (writable_format<Format>) return write_stage<Format>{std::move(path), std::move(how)};
+}
+
+TENSORSMITH_END_NAMESPACE
+#endif  // TENSORSMITH_HAS_STAGE_WRITE_HPP
+
+#ifndef TENSORSMITH_HAS_TENSOR_JOINED_HPP
+#define TENSORSMITH_HAS_TENSOR_JOINED_HPP
+// tensorsmith/tensor/joined.hpp: the tensors of all components of a package in one catalog, for containers that know no components.
+
+TENSORSMITH_BEGIN_NAMESPACE
+
+/// All tensors of a package, component by component; those of a component with a name as "component.tensor", which our readers of single
+/// files take apart again. @fails mismatch (two tensors get one name)
+inline result<catalog> joined_catalog(const package& in) {
+  if (in.components.size() == 1 && in.components[0].name.empty()) return in.components[0].weights;
+  std::vector<catalog_entry> entries;
+  for (const component& part : in.components)
+    for (const catalog_entry& entry : part.weights.entries()) entries.push_back({qualified_name(part, entry.name), entry.tensor, entry.origin});
+  catalog out;
+  TENSORSMITH_CHECK(out.add_all(std::move(entries)));
+  return out;
+}
+
+TENSORSMITH_END_NAMESPACE
+#endif  // TENSORSMITH_HAS_TENSOR_JOINED_HPP
+
+#ifndef TENSORSMITH_HAS_STAGE_WRITE_WEIGHTS_HPP
+#define TENSORSMITH_HAS_STAGE_WRITE_WEIGHTS_HPP
+// tensorsmith/stage/write_weights.hpp: the containers of weights as ends of a chain: `… | cast<f16>() | write<safetensors_file>("m.safetensors")`.
+//
+// Needs no onnx. A package of several components becomes one file with names "component.tensor"; write<diffusers_folder> keeps them apart.
+
+TENSORSMITH_BEGIN_NAMESPACE
+
+namespace detail {
+
+/// What one catalog in some files amounts to.
+inline write_report weights_report(const catalog& tensors, std::vector<written_file> files) {
+  write_report out;
+  component_report part;
+  part.weights = "copied";
+  for (const catalog_entry& entry : tensors.entries()) {
+    const tensor_info& info = entry.tensor.info();
+    ++part.tensors;
+    part.parameters += info.elements();
+    part.weight_bytes += info.bytes();
+    const std::string_view type = name_of(info.type);
+    const auto known = std::find_if(part.dtypes.begin(), part.dtypes.end(), [&](const auto& d) { return d.first == type; });
+    if (known == part.dtypes.end()) part.dtypes.emplace_back(type, 1);
+    else ++known->second;
+  }
+  for (const written_file& file : files) out.total_bytes += file.bytes;
+  part.files = std::move(files);
+  out.components.push_back(std::move(part));
+  return out;
+}
+
+/// The metadata of a package with those of the caller in front, and what transformers refuses a file without.
+inline safetensors_metadata written_metadata(const package& in, safetensors_metadata own) {
+  const auto add = [&](const std::string& key, const std::string& value) {
+    if (std::none_of(own.begin(), own.end(), [&](const auto& pair) { return pair.first == key; })) own.emplace_back(key, value);
+  };
+  if (own.empty()) {
+    own = in.metadata;
+  } else {
+    for (const auto& [key, value] : in.metadata) add(key, value);
+  }
+  add("format", "pt");
+  return own;
+}
+
+}  // namespace detail
+
+/// What write<safetensors_file> may be told. The package's metadata are written, and {"format": "pt"}.
+struct safetensors_file_options {
+  safetensors_metadata metadata{};  ///< beside the package's; of the same keys, these count
+  /// Payload of one file. 0: `path` is one file. Else `path` is a folder of model-00001-of-0000n.safetensors with their index.
+  std::uint64_t max_shard_bytes = 0;
+  bool force = false;   ///< replace what exists
+  bool verify = false;  ///< compare with what was written before it is published
+};
+
+/// One safetensors file, or a folder of shards.
+template <>
+struct writer<tags::safetensors_file> {
+  using input = package;
+  using options = safetensors_file_options;
+  static result<write_report> write(const package& in, const std::string& path, const options& how, job& run) {
+    TENSORSMITH_TRY(const catalog tensors, joined_catalog(in));
+    safetensors_metadata metadata = detail::written_metadata(in, how.metadata);
+    if (how.max_shard_bytes == 0) {
+      TENSORSMITH_TRY(const safetensors_written file,
+                      write_safetensors(tensors, path, {.metadata = std::move(metadata), .force = how.force, .verify = how.verify}, run));
+      return detail::weights_report(tensors, {{path, file.bytes, false}});
+    }
+    TENSORSMITH_TRY(const sharded_written done, write_safetensors_sharded(tensors, path,
+                                                                          {.max_shard_bytes = how.max_shard_bytes,
+                                                                           .metadata = std::move(metadata),
+                                                                           .force = how.force,
+                                                                           .verify = how.verify,
+                                                                           .sources = {in.source}},
+                                                                          run));
+    std::vector<written_file> files;
+    std::uint64_t rest = done.bytes;
+    for (const safetensors_written& file : done.files) {
+      files.push_back({file.path, file.bytes, false});
+      rest -= file.bytes;
+    }
+    if (!done.index.empty()) files.push_back({done.index, rest, false});
+    return detail::weights_report(tensors, std::move(files));
+  }
+};
+
+/// A torch checkpoint. One that came from a Lightning checkpoint keeps its `state_dict` and the numbers beside it, unless the options say otherwise.
+template <>
+struct writer<tags::torch_file> {
+  using input = package;
+  using options = torch_write_options;
+  static result<write_report> write(const package& in, const std::string& path, options how, job& run) {
+    TENSORSMITH_TRY(const catalog tensors, joined_catalog(in));
+    if (how.nested.empty() && how.scalars.empty() && in.nested == "state_dict" && !in.scalars.empty()) {
+      how.nested = in.nested;
+      how.scalars = in.scalars;
+    }
+    TENSORSMITH_TRY(const std::uint64_t bytes, write_torch(tensors, path, run, how));
+    return detail::weights_report(tensors, {{path, bytes, false}});
+  }
+};
+
+/// A .npz archive. @fails unsupported for element types that NumPy lacks (bf16, 8-bit floats)
+template <>
+struct writer<tags::npz_file> {
+  using input = package;
+  using options = npz_write_options;
+  static result<write_report> write(const package& in, const std::string& path, const options& how, job& run) {
+    TENSORSMITH_TRY(const catalog tensors, joined_catalog(in));
+    TENSORSMITH_TRY(const std::uint64_t bytes, write_npz(tensors, path, run, how));
+    return detail::weights_report(tensors, {{path, bytes, false}});
+  }
+};
+
+/// A pipeline's folder, as diffusers loads it. The package needs configurations: it comes from such a folder, or a single file was
+/// recognised (recognize_stable_diffusion in arch/stable_diffusion_open.hpp).
+template <>
+struct writer<tags::diffusers_folder> {
+  using input = package;
+  using options = diffusers_write_options;
+  static result<write_report> write(const package& in, const std::string& path, const options& how, job& run) {
+    return write_diffusers_folder(in, path, how, run);
+  }
+};
+
+TENSORSMITH_END_NAMESPACE
+#endif  // TENSORSMITH_HAS_STAGE_WRITE_WEIGHTS_HPP
 
 #ifndef TENSORSMITH_HAS_VERSION_HPP
 #define TENSORSMITH_HAS_VERSION_HPP
