@@ -13,11 +13,10 @@ import argparse
 import json
 import os
 import shutil
-import statistics
 import subprocess
 import sys
 
-from measure import timed
+from measure import table, timed
 
 BAR_KEEP = 1.1
 
@@ -99,15 +98,9 @@ def main():
 
     size = os.path.getsize(commands["cp"][1][2])
     print(f"\n{size / 1e9:.2f} GB of f32, {options.pairs} alternating pairs, medians; wall time includes the sync")
-    print(f"{'':28}{'wall s':>8}{'before sync':>13}{'user+sys s':>12}{'ratio to cp':>13}{'(least, most)':>16}{'peak RssAnon MB':>17}")
-    report, bad = dict(bytes=size, pairs=options.pairs), []
-    for mode, results in runs.items():
-        middle = {k: statistics.median(r[k] for r in results) for k in results[0]}
-        ratios = [r["wall"] / c["wall"] for r, c in zip(results, runs["cp"])]
-        ratio, peak = statistics.median(ratios), max(r["anonymous"] for r in results)
-        print(f"{mode:28}{middle['wall']:8.2f}{middle['ran']:13.2f}{middle['user'] + middle['system']:12.2f}{ratio:13.2f}"
-              f"{f'({min(ratios):.2f}, {max(ratios):.2f})':>16}{peak / 1e6:17.1f}")
-        report[mode] = dict(runs=results, ratio=ratio, peak_anonymous=peak)
+    report, bad = dict(bytes=size, pairs=options.pairs, modes=table(runs, "cp", 28)), []
+    for mode, result in report["modes"].items():
+        ratio = result["ratio"]
         if mode == "keep" and ratio > BAR_KEEP:
             bad.append(f"keep takes {ratio:.2f} of cp, the bar is {BAR_KEEP}")
     if options.json:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Runs a program and measures it: wall time with a sync after it, user and system time, peak anonymous memory."""
 import os
+import statistics
 import subprocess
 import threading
 import time
@@ -44,3 +45,17 @@ def timed(command):
 
 def size_of(folder):
     return sum(os.path.getsize(os.path.join(root, name)) for root, _, files in os.walk(folder) for name in files)
+
+
+def table(runs, baseline, width):
+    """Prints the medians of every mode and its pairwise wall ratios to `baseline`; returns them by mode: runs, middle, ratio, peak_anonymous."""
+    print(f"{'':{width}}{'wall s':>9}{'before sync':>13}{'user+sys s':>12}{f'ratio to {baseline}':>13}{'(least, most)':>16}{'peak RssAnon MB':>17}")
+    report = {}
+    for mode, results in runs.items():
+        middle = {k: statistics.median(r[k] for r in results) for k in results[0]}
+        ratios = [r["wall"] / c["wall"] for r, c in zip(results, runs[baseline])]
+        ratio, peak = statistics.median(ratios), max(r["anonymous"] for r in results)
+        print(f"{mode:{width}}{middle['wall']:9.2f}{middle['ran']:13.2f}{middle['user'] + middle['system']:12.2f}{ratio:13.2f}"
+              f"{f'({min(ratios):.2f}, {max(ratios):.2f})':>16}{peak / 1e6:17.1f}")
+        report[mode] = dict(runs=results, middle=middle, ratio=ratio, peak_anonymous=peak)
+    return report

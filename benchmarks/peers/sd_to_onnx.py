@@ -12,11 +12,10 @@ import argparse
 import json
 import os
 import shutil
-import statistics
 import subprocess
 import sys
 
-from measure import size_of, timed
+from measure import size_of, table, timed
 
 BAR_COPY, BAR_IN_PLACE, BAR_ANONYMOUS = 1.3, 1.0, 300e6
 
@@ -62,19 +61,13 @@ def main():
     shutil.rmtree(target, ignore_errors=True)
 
     print(f"\n{size / 1e9:.2f} GB, {options.pairs} alternating pairs, medians; wall time includes the sync")
-    print(f"{'':10}{'wall s':>9}{'before sync':>13}{'user+sys s':>12}{'ratio to cp':>13}{'(least, most)':>16}{'peak RssAnon MB':>17}")
-    report, bad = dict(bytes=size, pairs=options.pairs), []
-    for mode, results in runs.items():
-        middle = {k: statistics.median(r[k] for r in results) for k in results[0]}
-        ratios = [r["wall"] / c["wall"] for r, c in zip(results, runs["cp"])]
-        ratio, peak = statistics.median(ratios), max(r["anonymous"] for r in results)
-        print(f"{mode:10}{middle['wall']:9.2f}{middle['ran']:13.2f}{middle['user'] + middle['system']:12.2f}{ratio:13.2f}"
-              f"{f'({min(ratios):.2f}, {max(ratios):.2f})':>16}{peak / 1e6:17.1f}")
-        report[mode] = dict(runs=results, ratio=ratio, peak_anonymous=peak)
+    report, bad = dict(bytes=size, pairs=options.pairs, modes=table(runs, "cp", 10)), []
+    for mode, result in report["modes"].items():
+        ratio, peak = result["ratio"], result["peak_anonymous"]
         if mode == "copy" and ratio > BAR_COPY:
             bad.append(f"copy takes {ratio:.2f} of cp, the bar is {BAR_COPY}")
-        if mode == "in-place" and middle["wall"] >= BAR_IN_PLACE:
-            bad.append(f"in-place takes {middle['wall']:.2f} s, the bar is {BAR_IN_PLACE} s")
+        if mode == "in-place" and result["middle"]["wall"] >= BAR_IN_PLACE:
+            bad.append(f"in-place takes {result['middle']['wall']:.2f} s, the bar is {BAR_IN_PLACE} s")
         if mode != "cp" and peak > BAR_ANONYMOUS:
             bad.append(f"{mode} holds {peak / 1e6:.0f} MB, the bar is {BAR_ANONYMOUS / 1e6:.0f} MB")
     if options.json:

@@ -2,9 +2,11 @@
 #include "tensorsmith/arch/prune.hpp"
 
 #include "support/catch.hpp"
+#include "support/names.hpp"
 #include "tensorsmith/tensor/memory.hpp"
 
 namespace ts = tensorsmith;
+using support::names;
 
 namespace {
 
@@ -15,12 +17,6 @@ ts::package file_of(const std::vector<std::string>& tensors, const std::string& 
   part.name = component;
   for (const std::string& t : tensors) REQUIRE(part.weights.add(t, ts::in_memory({t, ts::dtype::u8, {1}}, std::vector<std::byte>(1)), "m.ckpt: " + t));
   out.components.push_back(std::move(part));
-  return out;
-}
-
-std::vector<std::string> names(const ts::package& in) {
-  std::vector<std::string> out;
-  for (const auto& e : in.components[0].weights.entries()) out.push_back(e.name);
   return out;
 }
 

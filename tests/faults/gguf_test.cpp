@@ -5,12 +5,14 @@
 #include <chrono>
 
 #include "format/gguf_bytes.hpp"
+#include "support/bounded_memory.hpp"
 #include "support/catch.hpp"
 #include "tensorsmith/format/gguf/read.hpp"
 #include "tensorsmith/io/os.hpp"
 #include "tensorsmith/tensor/executor.hpp"
 
 namespace ts = tensorsmith;
+using support::bounded_memory;
 using support::file_of;
 using support::gguf_array;
 using support::gguf_bytes;
@@ -38,18 +40,6 @@ const gguf_parts small{
     .pairs = {gguf_pair("k", 8, gguf_string("v")), gguf_pair("n", 9, gguf_array(8, 2, gguf_string("a") + gguf_string("b"))), gguf_pair("b", 7, "\1")},
     .tensors = {gguf_tensor_bytes("w", {2, 3}, 0, 0), gguf_tensor_bytes("q", {32}, 8, 32)},
     .data = std::string(32 + 34, '\x11')};
-
-/// Runs `work` and checks that the peak memory grew by at most 64 MiB + 8 × the bytes that are present (U3).
-template <class Work>
-void bounded_memory([[maybe_unused]] std::uint64_t bytes_present, Work&& work) {
-  const auto before = ts::os::memory_in_use();
-  work();
-  const auto after = ts::os::memory_in_use();
-  CHECK(after.peak_resident >= before.peak_resident);
-#if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)  // their shadow memory is not ours
-  CHECK(after.peak_resident <= std::max(before.peak_resident, before.resident + (64u << 20) + 8 * bytes_present));
-#endif
-}
 
 }  // namespace
 

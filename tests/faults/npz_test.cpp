@@ -5,6 +5,7 @@
 #include <filesystem>
 
 #include "format/numpy_bytes.hpp"
+#include "support/bounded_memory.hpp"
 #include "support/catch.hpp"
 #include "support/paths.hpp"
 #include "tensorsmith/format/numpy/npy.hpp"
@@ -13,6 +14,7 @@
 #include "tensorsmith/io/os.hpp"
 
 namespace ts = tensorsmith;
+using support::bounded_memory;
 using support::file_of;
 using support::little;
 using support::npy_bytes;
@@ -42,18 +44,6 @@ std::string use(const ts::npz_contents& read) {
 }
 
 const std::string small_npy = npy_bytes("<i2", "(2, 3)", "abcdefghijkl");
-
-/// Runs `work` and checks that the peak memory grew by at most 64 MiB + 8 × the bytes that are present (U3).
-template <class Work>
-void bounded_memory([[maybe_unused]] std::uint64_t bytes_present, Work&& work) {
-  const auto before = ts::os::memory_in_use();
-  work();
-  const auto after = ts::os::memory_in_use();
-  CHECK(after.peak_resident >= before.peak_resident);
-#if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)  // their shadow memory is not ours
-  CHECK(after.peak_resident <= std::max(before.peak_resident, before.resident + (64u << 20) + 8 * bytes_present));
-#endif
-}
 
 }  // namespace
 

@@ -12,6 +12,7 @@
 #include <fstream>
 
 #include "format/safetensors_build.hpp"
+#include "support/bounded_memory.hpp"
 #include "support/catch.hpp"
 #include "support/paths.hpp"
 #include "tensorsmith/format/checkpoint/read.hpp"
@@ -19,6 +20,7 @@
 #include "tensorsmith/format/safetensors/write.hpp"
 
 namespace ts = tensorsmith;
+using support::bounded_memory;
 using support::as_file;
 using support::entry;
 using support::safetensors_file;
@@ -34,18 +36,6 @@ std::string verdict(const support::source_ptr& file, const ts::limits& bounds = 
 
 /// The verdict on a header over 8 bytes of data.
 std::string header_verdict(const std::string& header, std::size_t data = 8) { return verdict(safetensors_file(header, data)); }
-
-/// Runs `work` and checks that the peak memory grew by at most 64 MiB + 8 × the bytes that are present (U3).
-template <class Work>
-void bounded_memory([[maybe_unused]] std::uint64_t bytes_present, Work&& work) {
-  const auto before = ts::os::memory_in_use();
-  work();
-  const auto after = ts::os::memory_in_use();
-#if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)  // their shadow memory is not ours
-  CHECK(after.peak_resident <= std::max(before.peak_resident, before.resident + (64u << 20) + 8 * bytes_present));
-#endif
-  CHECK(after.peak_resident >= before.peak_resident);
-}
 
 }  // namespace
 

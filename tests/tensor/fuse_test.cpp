@@ -2,9 +2,11 @@
 #include "tensorsmith/tensor/fuse.hpp"
 
 #include "support/catch.hpp"
+#include "support/names.hpp"
 #include "tensorsmith/tensor/cast.hpp"
 
 namespace ts = tensorsmith;
+using support::names;
 
 namespace {
 
@@ -29,12 +31,6 @@ ts::package attention() {
   add("b.1.to_q.weight", matrix(1, 3, 100));
   add("b.1.to_v.weight", matrix(1, 3, 106));
   out.components.push_back(std::move(part));
-  return out;
-}
-
-std::vector<std::string> names(const ts::package& in) {
-  std::vector<std::string> out;
-  for (const auto& e : in.components[0].weights.entries()) out.push_back(e.name);
   return out;
 }
 

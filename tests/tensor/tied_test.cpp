@@ -2,11 +2,13 @@
 #include "tensorsmith/tensor/tied.hpp"
 
 #include "support/catch.hpp"
+#include "support/names.hpp"
 #include "tensorsmith/tensor/cast.hpp"
 #include "tensorsmith/tensor/memory.hpp"
 #include "tensorsmith/tensor/views.hpp"
 
 namespace ts = tensorsmith;
+using support::names;
 
 namespace {
 
@@ -25,12 +27,6 @@ ts::package file_of(std::vector<std::pair<std::string, ts::tensor_ref>> tensors)
   ts::component part;
   for (auto& [name, tensor] : tensors) REQUIRE(part.weights.add(name, std::move(tensor), "file: " + name));
   out.components.push_back(std::move(part));
-  return out;
-}
-
-std::vector<std::string> names(const ts::package& in) {
-  std::vector<std::string> out;
-  for (const auto& e : in.components[0].weights.entries()) out.push_back(e.name);
   return out;
 }
 
