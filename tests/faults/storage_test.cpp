@@ -15,6 +15,7 @@
 #include <fstream>
 #include <map>
 #include <set>
+#include <stdexcept>
 #include <string>
 #include <vector>
 
@@ -313,15 +314,22 @@ TEST_CASE("IO-10, BIG-04: a thousand shards with 16 descriptors, and a hundred t
 TEST_CASE("IO-10: too few descriptors for anything is one clean sentence") {
   const sources work;
   const std::string index = many_shards(work, 20, 1);
-  for (const rlim_t descriptors : {rlim_t{4}, rlim_t{5}, rlim_t{6}, rlim_t{8}, rlim_t{10}}) {
+  std::size_t started = 0;
+  for (rlim_t descriptors = 4; descriptors <= 12; ++descriptors) {
     fs::remove_all(work / "out");
-    const outcome run = convert({index, work / "out/model.safetensors"}, {.before_start = [=] { limit(RLIMIT_NOFILE, descriptors); }});
-    if (run.status == 127) continue;  // the program itself cannot start
+    outcome run;
+    try {
+      run = convert({index, work / "out/model.safetensors"}, {.before_start = [=] { limit(RLIMIT_NOFILE, descriptors); }});
+    } catch (const std::runtime_error&) {
+      continue;  // with so few, beside those that the test inherited, the system cannot load the program
+    }
+    ++started;
     CAPTURE(descriptors, run.status, run.err);
     CHECK((run.status == 0 || run.status == IO));
     if (run.status == IO) CHECK(run.err.find("Too many open files (errno 24)") != std::string::npos);
     if (run.status == IO && fs::exists(work / "out")) CHECK(programs::listing(work / "out").empty());
   }
+  CHECK(started >= 3);
 }
 
 #if !defined(__SANITIZE_ADDRESS__)
