@@ -174,7 +174,7 @@ void file_to_file(benchmark::State& state, work kind) {
     const auto file = ts::open_file(shared().path("out"));
     const auto header = ts::read_safetensors_header(**file);
     if (!header || (*file)->size() < weights.bytes()) fail("the model was written wrong");
-  } else if (!std::filesystem::exists(shared().path("out/model-00006-of-00006.safetensors"))) {
+  } else if (!std::filesystem::exists(shared().path("out/model-00007-of-00007.safetensors"))) {
     fail("the shards are not there");
   }
   shared().remove("out");

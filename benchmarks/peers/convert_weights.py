@@ -78,12 +78,13 @@ def main():
     options = parser.parse_args()
     os.makedirs(options.work, exist_ok=True)
     program = os.path.join(options.bin, "convert-weights")
-    commands = commands_of(options, program, prepare(options, program))
+    files = prepare(options, program)
+    commands = commands_of(options, program, files)
     for mode in options.modes:
         if mode not in commands:
             print(f"left out: {mode} (needs --python)")
-    for source in {command[1] for _, command in commands.values()}:
-        with open(source, "rb") as file:  # every run finds it in the page cache
+    for source in {source for source, _ in commands.values()}:
+        with open(files[source], "rb") as file:  # every run finds it in the page cache
             while file.read(1 << 24):
                 pass
     out = os.path.join(options.work, "out")
@@ -96,7 +97,7 @@ def main():
         print(f"pair {pair + 1}: " + ", ".join(f"{m} {r[-1]['wall']:.2f} s" for m, r in runs.items()), flush=True)
     shutil.rmtree(out, ignore_errors=True)
 
-    size = os.path.getsize(commands["cp"][1][2])
+    size = os.path.getsize(files["f32"])
     print(f"\n{size / 1e9:.2f} GB of f32, {options.pairs} alternating pairs, medians; wall time includes the sync")
     report, bad = dict(bytes=size, pairs=options.pairs, modes=table(runs, "cp", 28)), []
     for mode, result in report["modes"].items():

@@ -13277,7 +13277,7 @@ class cast_recipe final : public recipe {
   recipe_ptr fold_rows(std::size_t first, std::size_t count) const override { return wrapped(inner_->fold_rows(first, count)); }
 
  private:
-  static constexpr std::size_t block = 8192;  // elements between two checks: what was just written is still in the L1 cache
+  static constexpr std::size_t block = 4096;  // elements between two checks: what was just written is still in the L1 cache
 
   recipe_ptr wrapped(recipe_ptr folded) const {
     return folded ? std::make_shared<cast_recipe>(std::move(folded), info_.type, policy_, tally_) : nullptr;
