@@ -19,7 +19,7 @@
 #include "tensorsmith/format/safetensors/write.hpp"
 #include "tensorsmith/format/safetensors/write_sharded.hpp"
 #include "tensorsmith/format/torch/write.hpp"
-#include "tensorsmith/tensor/filter.hpp"
+#include "tensorsmith/tensor/joined.hpp"
 
 namespace convert_weights {
 
@@ -79,15 +79,9 @@ class output_writing {
 
   /// All tensors in one catalog; those of named components as "component.name". @fails mismatch (two get one name)
   ts::result<ts::catalog> whole_catalog() {
-    if (model_.components.size() == 1 && model_.components[0].name.empty()) return model_.components[0].weights;
-    std::vector<ts::catalog_entry> entries;
-    for (const ts::component& part : model_.components)
-      for (const ts::catalog_entry& entry : part.weights.entries())
-        entries.push_back({ts::qualified_name(part, entry.name), entry.tensor, entry.origin});
-    run_.info({}, "the tensors of several components are named 'component.tensor' in one file");
-    ts::catalog out;
-    TENSORSMITH_CHECK(out.add_all(std::move(entries)));
-    return out;
+    if (model_.components.size() != 1 || !model_.components[0].name.empty())
+      run_.info({}, "the tensors of several components are named 'component.tensor' in one file");
+    return ts::joined_catalog(model_);
   }
 
   /// A Lightning checkpoint stays one.

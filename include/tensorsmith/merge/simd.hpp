@@ -83,8 +83,8 @@ TENSORSMITH_AVX512F void low_rank_block_avx512(const matrix& w, std::size_t row,
     }
 }
 
-/// Rows of a panel that the right factor's panel stays in the first-level cache for; then the next panel.
-template <std::size_t Rows, class Block>
+/// Panel by panel: `block(column, panel)` for full ones, which stay in the first-level cache for all rows of the tile.
+template <class Block>
 inline void low_rank_walk(const matrix& w, std::size_t first_col, const const_matrix& up, const packed_factor& down, float s, Block&& block) {
   for (std::size_t j = 0; j < w.cols; j += panel_cols) {
     const float* const panel = down.panel((first_col + j) / panel_cols);
@@ -100,7 +100,7 @@ inline void low_rank_walk(const matrix& w, std::size_t first_col, const const_ma
 
 /// As the scalar one, with fused multiply-adds: 3 rows by 32 columns at a time.
 inline void add_low_rank(arch_tag::avx2, matrix w, std::size_t first_col, const_matrix up, packed_factor down, float s) noexcept {
-  detail::low_rank_walk<3>(w, first_col, up, down, s, [&](std::size_t col, const float* panel) {
+  detail::low_rank_walk(w, first_col, up, down, s, [&](std::size_t col, const float* panel) {
     std::size_t i = 0;
     for (; i + 3 <= w.rows; i += 3) detail::low_rank_block_avx2<3>(w, i, col, up, panel, down.r, s);
     for (; i < w.rows; ++i) detail::low_rank_block_avx2<1>(w, i, col, up, panel, down.r, s);
@@ -109,7 +109,7 @@ inline void add_low_rank(arch_tag::avx2, matrix w, std::size_t first_col, const_
 
 /// As avx2's, bit for bit: 12 rows by 32 columns at a time.
 inline void add_low_rank(arch_tag::avx512, matrix w, std::size_t first_col, const_matrix up, packed_factor down, float s) noexcept {
-  detail::low_rank_walk<12>(w, first_col, up, down, s, [&](std::size_t col, const float* panel) {
+  detail::low_rank_walk(w, first_col, up, down, s, [&](std::size_t col, const float* panel) {
     std::size_t i = 0;
     for (; i + 12 <= w.rows; i += 12) detail::low_rank_block_avx512<12>(w, i, col, up, panel, down.r, s);
     for (; i + 4 <= w.rows; i += 4) detail::low_rank_block_avx512<4>(w, i, col, up, panel, down.r, s);
