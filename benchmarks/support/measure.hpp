@@ -21,9 +21,9 @@ inline double seconds() {
   std::exit(1);
 }
 
-/// Runs `ours` and `bare` in turn; reports the time of `ours`, and `of_bare`: its speed as a ratio to the baseline's.
+/// Runs `ours` and `bare` in turn; reports the time of `ours`, and as `counter` its speed as a ratio to the baseline's.
 template <class Ours, class Bare>
-void alternate(benchmark::State& state, Ours&& ours, Bare&& bare) {
+void alternate(benchmark::State& state, Ours&& ours, Bare&& bare, const char* counter = "of_bare") {
   double work = 0, baseline = 0;
   for (auto _ : state) {
     const double start = seconds();
@@ -34,7 +34,7 @@ void alternate(benchmark::State& state, Ours&& ours, Bare&& bare) {
     baseline += seconds() - middle;
     state.SetIterationTime(middle - start);
   }
-  state.counters["of_bare"] = baseline / work;
+  state.counters[counter] = baseline / work;
 }
 
 }  // namespace measure

@@ -4,7 +4,6 @@
 #pragma once
 
 #include <cstddef>
-#include <map>
 #include <memory>
 #include <string>
 #include <string_view>
@@ -17,7 +16,7 @@
 #include "tensorsmith/arch/prune.hpp"
 #include "tensorsmith/arch/stable_diffusion_open.hpp"
 #include "tensorsmith/format/checkpoint/open.hpp"
-#include "tensorsmith/tensor/cast.hpp"
+#include "tensorsmith/tensor/cast_catalog.hpp"
 #include "tensorsmith/tensor/filter.hpp"
 #include "write.hpp"
 
@@ -79,30 +78,6 @@ inline ts::result<void> recognise(const options& o, ts::package& model, ts::job&
   return {};
 }
 
-/// Casts every floating-point tensor; the others stay. `tally` counts values that did not fit. @fails unsupported (no such conversion)
-inline ts::result<void> cast_all(const options& o, ts::package& model, ts::dtype to, const std::shared_ptr<ts::cast_tally>& tally) {
-  const auto policy = o.overflow == "keep"       ? ts::cast_overflow::keep
-                      : o.overflow == "saturate" ? ts::cast_overflow::saturate
-                                                 : ts::cast_overflow::error;
-  std::map<const ts::recipe*, ts::tensor_ref> done;  // a tensor under two names stays one
-  for (ts::component& part : model.components)
-    for (const ts::catalog_entry& entry : part.weights.entries()) {
-      if (!ts::is_floating(entry.tensor.type()) || entry.tensor.type() == to) continue;
-      ts::tensor_ref& other = done[entry.tensor.source.get()];
-      if (!other) {
-        auto cast = ts::cast(entry.tensor, to, policy, policy == ts::cast_overflow::error ? nullptr : tally);
-        if (!cast) {
-          cast.error().file = o.source;
-          cast.error().place = "tensor " + ts::quoted(ts::qualified_name(part, entry.name));
-          return std::move(cast).error();
-        }
-        other = std::move(cast).value();
-      }
-      part.weights.replace(entry.name, other);
-    }
-  return {};
-}
-
 inline ts::result<summary> convert(const options& o, ts::job& run) {
   summary report;
   report.source = o.source;
@@ -114,12 +89,9 @@ inline ts::result<summary> convert(const options& o, ts::job& run) {
   TENSORSMITH_CHECK(choose(o, model, report));
   if (needs_recognition(o, to, model)) TENSORSMITH_CHECK(recognise(o, model, run, report));
   const auto tally = std::make_shared<ts::cast_tally>();
-  if (const auto type = dtype_of(o)) TENSORSMITH_CHECK(cast_all(o, model, *type, tally));
+  if (const auto type = examples::dtype_of(o)) TENSORSMITH_CHECK(ts::cast_floats(model, *type, {}, examples::overflow_of(o), tally));
   TENSORSMITH_CHECK(output_writing(o, model, run, report).write(to));
-  if (const std::uint64_t count = tally->overflowed; count != 0)
-    run.warn("cast", examples::counted(count, "value") + (count == 1 ? " was" : " were") + " too large for " + o.dtype +
-                         (o.overflow == "keep" ? " and became infinite (--overflow keep)"
-                                               : " and became the largest finite value (--overflow saturate)"));
+  examples::warn_of_overflow(o, tally->overflowed, run);
   return report;
 }
 

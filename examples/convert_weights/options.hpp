@@ -13,12 +13,12 @@
 
 #include <CLI/CLI.hpp>
 
+#include "../common/cast_options.hpp"
 #include "../common/command_line.hpp"
 #include "../common/model_options.hpp"
 #include "../common/paths.hpp"
 #include "../common/run_options.hpp"
 #include "tensorsmith/arch/prune.hpp"
-#include "tensorsmith/core/dtype.hpp"
 #include "tensorsmith/core/error.hpp"
 #include "tensorsmith/io/os.hpp"
 #include "tensorsmith/io/path.hpp"
@@ -30,25 +30,14 @@ using examples::usage_error;
 
 enum class target { safetensors, torch, diffusers, checkpoint, npz };
 
-struct options : examples::run_options, examples::model_options {
+struct options : examples::run_options, examples::model_options, examples::cast_options {
   std::string source, output;
   std::string to;            // empty: from OUTPUT's extension
-  std::string dtype = "keep";
-  std::string overflow = "error";
   std::vector<std::string> prune, select, drop;
   std::uint64_t shard_size = 0;  // 0: one file
   std::string variant, output_variant, key, prefer;
   bool verify = false;
 };
-
-/// The element types that --dtype names.
-inline constexpr ts::dtype cast_targets[] = {ts::dtype::f64, ts::dtype::f32, ts::dtype::f16, ts::dtype::bf16, ts::dtype::f8_e4m3, ts::dtype::f8_e5m2};
-
-inline std::optional<ts::dtype> dtype_of(const options& o) {
-  for (const ts::dtype type : cast_targets)
-    if (o.dtype == ts::name_of(type)) return type;
-  return std::nullopt;
-}
 
 /// What is written, by --to or by the extension of OUTPUT. @fails usage
 inline ts::result<target> target_of(const options& o) {
@@ -138,11 +127,9 @@ inline void add_options(CLI::App& app, options& o) {
   app.add_option("--to", o.to, "safetensors; torch: a .pt that torch.load(weights_only=True) reads; diffusers: a pipeline folder; checkpoint: "
                                "one file with the original names; npz. Default: by OUTPUT's extension")
       ->check(CLI::IsMember({"safetensors", "torch", "diffusers", "checkpoint", "npz"}));
-  app.add_option("--dtype", o.dtype, "element type of floating-point tensors; others stay as they are")
-      ->check(CLI::IsMember({"keep", "f64", "f32", "f16", "bf16", "f8_e4m3", "f8_e5m2"}))->capture_default_str();
-  app.add_option("--overflow", o.overflow,
-                 "what a value too large for --dtype does: end the run (error), become infinite (keep) or the largest finite value (saturate)")
-      ->check(CLI::IsMember({"error", "keep", "saturate"}))->capture_default_str();
+  examples::add_dtype_option(app, o, {"f64", "f32", "f16", "bf16", "f8_e4m3", "f8_e5m2"},
+                               "element type of floating-point tensors; others stay as they are");
+  examples::add_overflow_option(app, o);
   examples::add_decimal_size(app, "--shard-size", o.shard_size, "largest shard, 5GB or 512MiB (kB, MB, GB: powers of 1000, as transformers "
                                                                 "counts; KiB, MiB, GiB: of 1024); OUTPUT becomes a folder");
   detail::add_choice_options(app, o);

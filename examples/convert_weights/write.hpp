@@ -10,6 +10,7 @@
 #include <utility>
 #include <vector>
 
+#include "../common/weights_output.hpp"
 #include "accounts.hpp"
 #include "options.hpp"
 #include "summary.hpp"
@@ -41,7 +42,7 @@ class output_writing {
     if (to == target::checkpoint) return write_checkpoint();
     TENSORSMITH_TRY(const ts::catalog tensors, whole_catalog());
     report_.components = amounts_of(model_);
-    if (to == target::torch) return write_torch(tensors, nested(), model_.scalars);
+    if (to == target::torch) return write_torch(tensors, examples::torch_nesting(model_), model_.scalars);
     if (to == target::npz) return write_npz(tensors);
     return o_.shard_size != 0 ? write_shards(tensors) : write_safetensors(tensors, model_.metadata);
   }
@@ -84,52 +85,18 @@ class output_writing {
     return ts::joined_catalog(model_);
   }
 
-  /// A Lightning checkpoint stays one.
-  std::string nested() const { return model_.nested == "state_dict" ? model_.nested : std::string(); }
-
-  /// Asked when all is planned: whether to write it. A dry run ends here, with what the writers would refuse. @fails path
-  ts::result<bool> go_on() const {
-    if (!o_.dry_run) return true;
-    if (o_.force || !ts::os::exists(o_.output, false)) return false;
-    return ts::failure{.code = ts::errc::path, .what = "the output already exists", .file = o_.output,
-                       .advice = "pass --force to replace it, or choose another path"};
-  }
-
-  /// The metadata of a safetensors file: the source's, and "format": "pt", without which transformers refuses a file.
-  static ts::safetensors_metadata with_format(ts::safetensors_metadata metadata) {
-    const auto is_format = [](const auto& pair) { return pair.first == "format"; };
-    if (std::none_of(metadata.begin(), metadata.end(), is_format)) metadata.emplace_back("format", "pt");
-    return metadata;
-  }
-  void note_lost_metadata(std::string_view format) {
-    std::size_t count = 0;
-    for (const auto& [key, value] : model_.metadata) count += key != "format";
-    if (count == 0) return;
-    run_.info("metadata", std::to_string(count) + (count == 1 ? " entry has" : " entries have") + " no place in a " + std::string(format) + " file");
-  }
-  /// `place`: "a safetensors file".
-  void note_lost_scalars(std::string_view place) {
-    const std::size_t count = model_.scalars.size();
-    if (count == 0) return;
-    run_.info("values", "the source keeps " + ts::quoted(model_.scalars[0].first) + (count > 1 ? " and others" : "") + " beside its tensors; " +
-                            (count > 1 ? "they have" : "it has") + " no place in " + std::string(place));
-  }
+  examples::output_options writing() const { return {o_.force, o_.verify, o_.dry_run}; }
 
   ts::result<void> write_safetensors(const ts::catalog& tensors, const ts::safetensors_metadata& metadata) {
-    note_lost_scalars("a safetensors file");
-    const ts::safetensors_write_options how{.metadata = with_format(metadata), .force = o_.force, .verify = o_.verify};
-    TENSORSMITH_TRY(const ts::safetensors_plan plan, ts::plan_safetensors(tensors, how.metadata, run_.limits));
-    report_.files = {{o_.output, plan.size}};
-    TENSORSMITH_TRY(const bool now, go_on());
-    if (now) TENSORSMITH_CHECK(ts::write_safetensors(tensors, o_.output, how, run_));
-    return {};
+    examples::note_lost_scalars(model_.scalars, "a safetensors file", run_);
+    return examples::write_safetensors_output(tensors, o_.output, metadata, writing(), run_, report_);
   }
 
   /// With --shard-size: a folder of files; one file if OUTPUT is called like one and the tensors fit into it.
   ts::result<void> write_shards(const ts::catalog& tensors) {
     ts::sharded_write_options how;
     how.max_shard_bytes = o_.shard_size;
-    how.metadata = with_format(model_.metadata);
+    how.metadata = examples::with_format(model_.metadata);
     how.force = o_.force;
     how.verify = o_.verify;
     how.sources = {o_.source};
@@ -139,36 +106,25 @@ class output_writing {
       return usage_error("the tensors need " + std::to_string(plan.files.size()) + " shards, and OUTPUT is called like one file",
                          "name a folder, or raise --shard-size");
     }
-    note_lost_scalars("a safetensors file");
+    examples::note_lost_scalars(model_.scalars, "a safetensors file", run_);
     for (std::size_t k = 0; k < plan.files.size(); ++k) report_.files.push_back({ts::join_path(o_.output, plan.names[k]), plan.files[k].size});
     if (!plan.index_name.empty()) report_.files.push_back({ts::join_path(o_.output, plan.index_name), plan.index_text.size()});
-    TENSORSMITH_TRY(const bool now, go_on());
+    TENSORSMITH_TRY(const bool now, examples::go_on(o_.output, writing()));
     if (now) TENSORSMITH_CHECK(ts::write_safetensors_sharded(tensors, o_.output, how, run_));
     return {};
   }
 
-  ts::result<void> write_torch(const ts::catalog& tensors, const std::string& nested,
-                               const std::vector<std::pair<std::string, ts::json_value>>& scalars) {
-    note_lost_metadata("torch");
-    ts::torch_write_options how;
-    how.force = o_.force;
-    how.verify = o_.verify;
-    how.nested = nested;
-    if (!nested.empty()) how.scalars = scalars;
-    else note_lost_scalars("a plain state dict");
-    TENSORSMITH_TRY(const ts::torch_layout plan, ts::torch_layout::plan(tensors, how));
-    report_.files = {{o_.output, plan.file_bytes()}};
-    TENSORSMITH_TRY(const bool now, go_on());
-    if (now) TENSORSMITH_CHECK(ts::write_torch(tensors, o_.output, run_, how));
-    return {};
+  ts::result<void> write_torch(const ts::catalog& tensors, const std::string& nested, const examples::torch_scalars& scalars) {
+    examples::note_lost_metadata(model_.metadata, "torch", run_);
+    return examples::write_torch_output(tensors, o_.output, nested, scalars, writing(), run_, report_);
   }
 
   ts::result<void> write_npz(const ts::catalog& tensors) {
-    note_lost_metadata("npz");
-    note_lost_scalars("an npz file");
+    examples::note_lost_metadata(model_.metadata, "npz", run_);
+    examples::note_lost_scalars(model_.scalars, "an npz file", run_);
     TENSORSMITH_TRY(const ts::npz_layout plan, ts::npz_layout::plan(tensors));
     report_.files = {{o_.output, plan.file_bytes()}};
-    TENSORSMITH_TRY(const bool now, go_on());
+    TENSORSMITH_TRY(const bool now, examples::go_on(o_.output, writing()));
     if (now) TENSORSMITH_CHECK(ts::write_npz(tensors, o_.output, run_, {.force = o_.force, .verify = o_.verify}));
     return {};
   }
@@ -182,7 +138,7 @@ class output_writing {
     for (const ts::catalog_entry& entry : made.tensors.entries()) sum.add(entry.tensor.info());
     for (const std::string_view ending : {".ckpt", ".pt", ".pth", ".bin"}) {
       if (!ts::ends_with_ignoring_case(o_.output, ending)) continue;
-      std::vector<std::pair<std::string, ts::json_value>> scalars;
+      examples::torch_scalars scalars;
       if (made.global_step) scalars.emplace_back("global_step", *made.global_step);
       return write_torch(made.tensors, "state_dict", scalars);
     }
@@ -191,24 +147,10 @@ class output_writing {
 
   ts::result<void> write_folder() {
     report_.components = amounts_of(model_);
-    ts::diffusers_write_options how;
-    how.force = o_.force;
-    how.verify = o_.verify;
-    how.max_shard_bytes = o_.shard_size;
-    how.variant = o_.output_variant;
-    how.dry_run = true;
-    const std::size_t notes = run_.notes.size();
-    TENSORSMITH_TRY(const ts::write_report plan, ts::write_diffusers_folder(model_, o_.output, how, run_));
-    for (const ts::component_report& part : plan.components)
-      for (const ts::written_file& file : part.files) report_.files.push_back({ts::join_path(o_.output, file.path), file.bytes});
-    for (const ts::written_file& file : plan.other_files) report_.files.push_back({ts::join_path(o_.output, file.path), file.bytes});
-    report_.planned_memory = plan.peak_memory_bytes;
-    TENSORSMITH_TRY(const bool now, go_on());
-    if (!now) return {};
-    run_.notes.resize(notes);  // the writer says them again
-    how.dry_run = false;
-    TENSORSMITH_CHECK(ts::write_diffusers_folder(model_, o_.output, how, run_));
-    return {};
+    ts::diffusers_write_options options;
+    options.max_shard_bytes = o_.shard_size;
+    options.variant = o_.output_variant;
+    return examples::write_folder_output(model_, o_.output, std::move(options), writing(), run_, report_);
   }
 
   const options& o_;

@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <functional>
 #include <map>
+#include <memory>
 #include <string>
 #include <utility>
 #include <vector>
@@ -89,8 +90,12 @@ inline ts::result<summary> convert(const options& o, ts::job& run, const planned
   const ts::dtype stored = stored_dtype(model);
   TENSORSMITH_CHECK(check_against_source(o, stored));
 
+  TENSORSMITH_TRY(report.merged, examples::apply_merges(model, o.adapters, o.embeddings, {examples::dtype_of(o), examples::overflow_of(o)}, run));
+
   ts::build_options building{.io = interface_of(o)};
-  if (o.dtype != "keep") building.dtype = o.dtype == "f16" ? ts::dtype::f16 : ts::dtype::f32;
+  building.dtype = examples::dtype_of(o);
+  building.overflow = examples::overflow_of(o);
+  building.tally = std::make_shared<ts::cast_tally>();
   building.io_float = o.io == "f16" ? ts::dtype::f16 : ts::dtype::f32;
   TENSORSMITH_TRY(ts::bundle graphs, ts::build_stable_diffusion(std::move(model), building, run));
   TENSORSMITH_TRY(graphs, ts::lower_to_ort(std::move(graphs), {.opset = o.opset, .keep_stored_weights = o.weights == "in-place"}, run));
@@ -108,10 +113,11 @@ inline ts::result<summary> convert(const options& o, ts::job& run, const planned
       .force = o.force};
   auto written = o.dry_run ? ts::plan_onnx_folder(graphs, o.output, writing, run) : ts::write_onnx_folder(graphs, o.output, writing, run);
   if (!written) {
-    if (written.error().code == ts::errc::numeric)  // the library's advice is an option of another program
-      written.error().advice = "convert to f32, or make f16 weights with convert-weights --dtype f16 --overflow saturate first";
+    if (written.error().code == ts::errc::numeric) written.error().advice = "convert to f32, or accept it with --overflow saturate";
     return std::move(written).error();
   }
+  examples::warn_of_overflow(o, building.tally->overflowed, run);
+  examples::warn_of_overflow(o, overflowed(report.merged.adapters), run, "merge");
   add_files(*written, report);
   return report;
 }

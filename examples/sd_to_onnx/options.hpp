@@ -11,7 +11,10 @@
 
 #include <CLI/CLI.hpp>
 
+#include "../common/adapter_options.hpp"
+#include "../common/cast_options.hpp"
 #include "../common/command_line.hpp"
+#include "../common/embedding_options.hpp"
 #include "../common/model_options.hpp"
 #include "../common/paths.hpp"
 #include "../common/run_options.hpp"
@@ -25,11 +28,12 @@ using examples::lies_within;
 using examples::same_place;
 using examples::usage_error;
 
-struct options : examples::run_options, examples::model_options {
+struct options : examples::run_options, examples::model_options, examples::cast_options {
   std::string source;
   std::string output;
+  examples::adapter_options adapters;
+  examples::embedding_options embeddings;
   std::string layout = "optimum";
-  std::string dtype = "keep";
   std::string weights = "copy";
   std::string io;   // empty: f32
   std::string vae;  // empty: the model's own
@@ -47,6 +51,10 @@ inline ts::result<void> check_options(const options& o) {
     return usage_error("--image-size " + std::to_string(*o.image_size) + " is no image size in pixels",
                        "pass a multiple of 8 between 8 and 65536");
   TENSORSMITH_CHECK(examples::check_run_options(o));
+  TENSORSMITH_CHECK(examples::check_adapter_options(o.adapters));
+  if (o.weights == "in-place" && (!o.adapters.loras.empty() || !o.embeddings.embeddings.empty()))
+    return usage_error("--weights in-place refers to the bytes of SOURCE, which --lora and --embedding change",
+                       "drop --weights in-place, or make a merged model with merge-lora and convert that one in place");
   const bool onto_itself = same_place(o.source, o.output);
   if (onto_itself && o.weights != "in-place")
     return usage_error("OUTPUT is SOURCE, which only --weights in-place may write into",
@@ -73,6 +81,16 @@ inline void add_model_options(CLI::App& app, options& o) {
       ->delimiter(',')->check(CLI::IsMember({"text_encoder", "text_encoder_2", "unet", "vae", "vae_encoder", "vae_decoder"}));
 }
 
+/// Adapters and embeddings, merged while the model passes.
+inline void add_merge_options(CLI::App& app, options& o) {
+  const char* const group = "Merging on the way";
+  examples::add_lora_option(app, o.adapters,
+                              "merge an adapter, FILE:STRENGTH or FILE:UNET:TEXT_ENCODER; repeated: in their order, rounded once")->group(group);
+  examples::add_adapter_options(app, o.adapters, group);
+  examples::add_embedding_option(app, o.embeddings, "add a Textual Inversion embedding; repeated; before the adapters")->group(group);
+  examples::add_embedding_rules(app, o.embeddings, group);
+}
+
 }  // namespace detail
 
 /// Describes all options on `app`; values land in `o` when it parses.
@@ -81,13 +99,14 @@ inline void add_options(CLI::App& app, options& o) {
   app.add_option("OUTPUT", o.output, "folder to write (SOURCE itself with --weights in-place)")->required();
   app.add_option("--layout", o.layout, "file names and interface: Optimum's, diffusers' or onnx-web's")
       ->check(CLI::IsMember({"optimum", "diffusers", "onnx-web"}))->capture_default_str();
-  app.add_option("--dtype", o.dtype, "what the graphs store and compute in")
-      ->check(CLI::IsMember({"keep", "f32", "f16"}))->capture_default_str();
+  examples::add_dtype_option(app, o, {"f32", "f16"}, "what the graphs store and compute in; merged weights are rounded to it once");
+  examples::add_overflow_option(app, o);
   app.add_option("--weights", o.weights, "copy: beside the graph; in-place: refer to SOURCE's bytes; embed: in the graph file")
       ->check(CLI::IsMember({"copy", "in-place", "embed"}))->capture_default_str();
   app.add_option("--opset", o.opset, "ONNX operator set, 14 or newer")->capture_default_str();
   app.add_option("--io", o.io, "floating type of inputs and outputs (default f32)")->check(CLI::IsMember({"f32", "f16"}));
   detail::add_model_options(app, o);
+  detail::add_merge_options(app, o);
   examples::add_run_options(app, o);
   examples::add_limit_options(app, o);
 }

@@ -9,6 +9,7 @@
 #include <variant>
 #include <vector>
 
+#include "../common/merges.hpp"
 #include "../common/report.hpp"
 #include "tensorsmith/core/json_value.hpp"
 #include "tensorsmith/graph/ir.hpp"
@@ -27,6 +28,7 @@ struct summary : examples::run_report {
   std::string layout, family, weights, compute;
   int opset = 0;
   std::vector<component_summary> components;
+  examples::merge_summary merged;
 };
 
 inline component_summary summarize(const ts::bundle_component& part) {
@@ -60,6 +62,8 @@ inline std::string to_text(const summary& s) {
                     ", computes in " + s.compute + ")\n";
   for (const component_summary& part : s.components) out += "  " + component_line(part) + '\n';
   out += "  " + component_line(total(s)) + '\n' + examples::findings_text(s.findings);
+  if (!s.merged.empty()) out += "Merged on the way:\n" + adapters_text(s.merged.adapters) + examples::embeddings_text(s.merged.embeddings);
+  if (!s.dry_run) out += changes_text(s.merged.adapters);
   std::size_t ignored = 0;
   for (const component_summary& part : s.components) ignored += part.ignored.size();
   if (ignored != 0) out += "Left out on purpose: " + examples::counted(ignored, "tensor") + " (listed with --json)\n";
@@ -81,6 +85,9 @@ inline ts::json_value to_json(const summary& s) {
             one.set("ignored", examples::json_of(part.ignored));
           }));
   examples::set_amounts(out, total(s));
+  ts::json_value merged;
+  examples::set_merges(merged, s.merged, !s.dry_run);
+  if (!s.merged.empty()) out.set("merged", std::move(merged));
   examples::set_ending(out, s);
   return out;
 }

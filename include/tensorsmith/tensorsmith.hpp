@@ -4,11 +4,14 @@
 #pragma once
 
 #include "tensorsmith/graph.hpp"
+#include "tensorsmith/stage/blend.hpp"
 #include "tensorsmith/stage/build.hpp"
 #include "tensorsmith/stage/cast.hpp"
 #include "tensorsmith/stage/dedupe.hpp"
 #include "tensorsmith/stage/fuse.hpp"
 #include "tensorsmith/stage/lower_to.hpp"
+#include "tensorsmith/stage/merge_lora.hpp"
+#include "tensorsmith/stage/onnx_folder.hpp"
 #include "tensorsmith/stage/open.hpp"
 #include "tensorsmith/stage/prune.hpp"
 #include "tensorsmith/stage/readers.hpp"

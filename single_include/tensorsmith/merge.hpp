@@ -9,8 +9,11 @@
 #error "tensorsmith: this source includes the separate headers and a single header; use one or the other"
 #endif
 
+#include <algorithm>
 #include <cmath>
 #include <cstddef>
+#include <limits>
+#include <utility>
 
 #ifndef TENSORSMITH_HAS_CORE_CONFIG_HPP
 #define TENSORSMITH_HAS_CORE_CONFIG_HPP
@@ -72,21 +75,46 @@
 
 #ifndef TENSORSMITH_HAS_MERGE_BLEND_HPP
 #define TENSORSMITH_HAS_MERGE_BLEND_HPP
-// tensorsmith/merge/blend.hpp: blends of whole checkpoints: weighted sum, add difference, spherical interpolation.
+// tensorsmith/merge/blend.hpp: blends of whole checkpoints: weighted sums, add difference, spherical interpolation.
 //
-// Include this to merge models of one shape. Kernels work on spans of any length; spherical interpolation needs three sums over the
-// whole tensor first.
+// Include this to merge models of one shape. Kernels work on spans of any length, and products are never fused with sums, so the bits do
+// not depend on the processor or on where spans begin. Spherical interpolation needs three sums over the whole tensor first.
+// merge/blend_simd.hpp computes those sums with wider vectors.
+
+// A compiler may turn a product and a sum into one operation that rounds once, where the processor has it; then bits would depend on the
+// processor. GCC asks for the attribute, Clang for the pragma; both also vectorize these loops whatever the optimization level.
+#if defined(__clang__)
+#define TENSORSMITH_UNFUSED inline
+#define TENSORSMITH_UNFUSED_BODY _Pragma("clang fp contract(off)")
+#else
+#define TENSORSMITH_UNFUSED __attribute__((optimize("O3", "fp-contract=off"))) inline
+#define TENSORSMITH_UNFUSED_BODY
+#endif
 
 TENSORSMITH_BEGIN_NAMESPACE
+
+/// a = wa · a + wb · b: two products, one sum, each rounded to f32.
+TENSORSMITH_UNFUSED void weighted_sum(float* __restrict a, const float* __restrict b, std::size_t n, float wa, float wb) noexcept {
+  TENSORSMITH_UNFUSED_BODY
+  for (std::size_t i = 0; i < n; ++i) a[i] = wa * a[i] + wb * b[i];
+}
+
+/// a += w · b: the further terms of a weighted sum of more than two.
+TENSORSMITH_UNFUSED void add_weighted(float* __restrict a, const float* __restrict b, std::size_t n, float w) noexcept {
+  TENSORSMITH_UNFUSED_BODY
+  for (std::size_t i = 0; i < n; ++i) a[i] += w * b[i];
+}
 
 /// a = (1 − t) · a + t · b; t = 0 and t = 1 give the bits of a and b.
 inline void weighted_sum(float* a, const float* b, std::size_t n, float t) noexcept {
   if (t == 0.0F) return;
-  for (std::size_t i = 0; i < n; ++i) a[i] = t == 1.0F ? b[i] : (1.0F - t) * a[i] + t * b[i];
+  if (t != 1.0F) return weighted_sum(a, b, n, 1.0F - t, t);
+  for (std::size_t i = 0; i < n; ++i) a[i] = b[i];
 }
 
-/// a += t · (b − c).
-inline void add_difference(float* a, const float* b, const float* c, std::size_t n, float t) noexcept {
+/// a += t · (b − c); t = 0 gives the bits of a.
+TENSORSMITH_UNFUSED void add_difference(float* __restrict a, const float* __restrict b, const float* __restrict c, std::size_t n, float t) noexcept {
+  TENSORSMITH_UNFUSED_BODY
   if (t == 0.0F) return;
   for (std::size_t i = 0; i < n; ++i) a[i] += t * (b[i] - c[i]);
 }
@@ -95,19 +123,63 @@ inline void add_difference(float* a, const float* b, const float* c, std::size_t
 struct slerp_sums {
   double dot = 0, a_square = 0, b_square = 0;
 
-  void add(const float* a, const float* b, std::size_t n) noexcept {
-    for (std::size_t i = 0; i < n; ++i) {
-      const double x = a[i], y = b[i];
-      dot += x * y, a_square += x * x, b_square += y * y;
-    }
+  /// Adds a further stretch. The sums depend on how a tensor is cut: cut it in the same way whatever the threads and tiles are.
+  void add(const float* a, const float* b, std::size_t n) noexcept;
+  void add(const slerp_sums& more) noexcept { dot += more.dot, a_square += more.a_square, b_square += more.b_square; }
+};
+
+/// The sums of one stretch that arrives in pieces: element i goes to lane i mod 8, so where it is cut does not matter as long as every piece
+/// but the last holds a multiple of 8 elements.
+struct slerp_lanes {
+  static constexpr std::size_t count = 8;
+  double dot[count] = {}, a_square[count] = {}, b_square[count] = {};
+
+  void add(const float* a, const float* b, std::size_t n) noexcept;
+
+  slerp_sums sums() const noexcept {
+    slerp_sums out;
+    for (std::size_t k = 0; k < count; ++k) out.dot += dot[k], out.a_square += a_square[k], out.b_square += b_square[k];
+    return out;
   }
 };
 
-/// Factors of a and b: sin((1−t)·Ω)/sin Ω and sin(t·Ω)/sin Ω with Ω the angle between the tensors (Shoemake, "Animating rotation with
-/// quaternion curves", 1985), or 1−t and t where they are parallel to 1 in 2000 or one of them is zero.
+namespace detail {
+
+/// Products of f32 values are exact in f64, so that only the sums round.
+__attribute__((always_inline)) inline void add_slerp_lanes(slerp_lanes& to, const float* a, const float* b, std::size_t n) noexcept {
+  constexpr std::size_t count = slerp_lanes::count;
+  double dot[count], a_square[count], b_square[count];
+  for (std::size_t k = 0; k < count; ++k) dot[k] = to.dot[k], a_square[k] = to.a_square[k], b_square[k] = to.b_square[k];
+  std::size_t i = 0;
+  for (; i + count <= n; i += count)
+    for (std::size_t k = 0; k < count; ++k) {
+      const double x = static_cast<double>(a[i + k]), y = static_cast<double>(b[i + k]);
+      dot[k] += x * y, a_square[k] += x * x, b_square[k] += y * y;
+    }
+  for (std::size_t k = 0; i < n; ++i, ++k) {
+    const double x = static_cast<double>(a[i]), y = static_cast<double>(b[i]);
+    dot[k] += x * y, a_square[k] += x * x, b_square[k] += y * y;
+  }
+  for (std::size_t k = 0; k < count; ++k) to.dot[k] = dot[k], to.a_square[k] = a_square[k], to.b_square[k] = b_square[k];
+}
+
+}  // namespace detail
+
+/// Adds a piece. (Fusing could not change a bit here: the products are exact.)
+inline void slerp_lanes::add(const float* a, const float* b, std::size_t n) noexcept { detail::add_slerp_lanes(*this, a, b, n); }
+
+inline void slerp_sums::add(const float* a, const float* b, std::size_t n) noexcept {
+  slerp_lanes lanes;
+  lanes.add(a, b, n);
+  add(lanes.sums());
+}
+
+/// Factors of a and b: sin((1−t)·Ω)/sin Ω and sin(t·Ω)/sin Ω with Ω the angle between the tensors read as vectors (Shoemake, "Animating
+/// rotation with quaternion curves", 1985), or 1−t and t where the cosine is beyond ±0.9995, the usual threshold, or one of them is zero.
 struct slerp_factors {
   float a = 1, b = 0;
 
+  slerp_factors() = default;
   slerp_factors(const slerp_sums& sums, double t) noexcept {
     const double lengths = std::sqrt(sums.a_square) * std::sqrt(sums.b_square);
     const double cosine = lengths > 0 ? sums.dot / lengths : 1.0;
@@ -122,11 +194,12 @@ struct slerp_factors {
 };
 
 /// a = factors.a · a + factors.b · b.
-inline void slerp(float* a, const float* b, std::size_t n, slerp_factors factors) noexcept {
-  for (std::size_t i = 0; i < n; ++i) a[i] = factors.a * a[i] + factors.b * b[i];
-}
+inline void slerp(float* a, const float* b, std::size_t n, slerp_factors factors) noexcept { weighted_sum(a, b, n, factors.a, factors.b); }
 
 TENSORSMITH_END_NAMESPACE
+
+#undef TENSORSMITH_UNFUSED
+#undef TENSORSMITH_UNFUSED_BODY
 #endif  // TENSORSMITH_HAS_MERGE_BLEND_HPP
 
 #ifndef TENSORSMITH_HAS_MERGE_MATRIX_HPP
@@ -185,29 +258,54 @@ enum class dora_strength {
   peft,         ///< g·V with strength inside V only: the full magnitude always (PEFT, tuners/lora/dora.py)
 };
 
-/// The Euclidean norm of n floats, summed in double.
+/// The Euclidean norm of n floats, summed in double, in eight lanes.
 inline double row_norm(const float* row, std::size_t n) noexcept {
-  double sum = 0;
-  for (std::size_t j = 0; j < n; ++j) sum += static_cast<double>(row[j]) * static_cast<double>(row[j]);
-  return std::sqrt(sum);
+  double sum[8] = {};
+  std::size_t j = 0;
+  for (; j + 8 <= n; j += 8)
+    for (std::size_t lane = 0; lane < 8; ++lane) sum[lane] += static_cast<double>(row[j + lane]) * static_cast<double>(row[j + lane]);
+  for (; j < n; ++j) sum[j % 8] += static_cast<double>(row[j]) * static_cast<double>(row[j]);
+  return std::sqrt(((sum[0] + sum[4]) + (sum[2] + sum[6])) + ((sum[1] + sum[5]) + (sum[3] + sum[7])));
 }
 
 /// Adds the squares of a tile to `squares`, one double an input channel (columns in groups of `positions`).
 inline void add_column_squares(const_matrix v, std::size_t first_col, std::size_t positions, double* squares) noexcept {
-  for (std::size_t i = 0; i < v.rows; ++i)
-    for (std::size_t j = 0; j < v.cols; ++j)
-      squares[(first_col + j) / positions] += static_cast<double>(v.row(i)[j]) * static_cast<double>(v.row(i)[j]);
+  for (std::size_t i = 0; i < v.rows; ++i) {
+    const float* const row = v.row(i);
+    double* at = squares + first_col / positions;
+    if (positions == 1) {
+      for (std::size_t j = 0; j < v.cols; ++j) at[j] += static_cast<double>(row[j]) * static_cast<double>(row[j]);
+      continue;
+    }
+    std::size_t left = positions - first_col % positions;  // columns of the channel
+    for (std::size_t j = 0; j < v.cols; ++at, left = positions)
+      for (const std::size_t end = std::min(v.cols, j + left); j < end; ++j) *at += static_cast<double>(row[j]) * static_cast<double>(row[j]);
+  }
 }
 
 namespace detail {
-inline float dora_value(float w, float v, double g, dora_strength rule, double m) noexcept {
-  const double scaled = g * static_cast<double>(v);
+/// g of a slice: 0 where the norm is 0; NaN where an element is not finite, so that it shows.
+inline double dora_gain(float magnitude, double norm) noexcept {
+  if (!std::isfinite(norm)) return std::numeric_limits<double>::quiet_NaN();
+  return norm > 0 ? static_cast<double>(magnitude) / norm : 0.0;
+}
+/// Part of a row: v becomes the merged weight. gain(j) is that of element j; `w` is read by `interpolate` alone.
+template <class Gain>
+inline void scale_dora(const float* w, float* v, std::size_t n, Gain&& gain, dora_strength rule, double m) noexcept {
   switch (rule) {
-    case dora_strength::interpolate: return static_cast<float>(static_cast<double>(w) + m * (scaled - static_cast<double>(w)));
-    case dora_strength::lycoris: return static_cast<float>(static_cast<double>(v) * (m * (g - 1.0) + 1.0));
-    case dora_strength::peft: break;
+    case dora_strength::interpolate:
+      for (std::size_t j = 0; j < n; ++j) {
+        const double before = static_cast<double>(w[j]);
+        v[j] = static_cast<float>(before + m * (gain(j) * static_cast<double>(v[j]) - before));
+      }
+      return;
+    case dora_strength::lycoris:
+      for (std::size_t j = 0; j < n; ++j) v[j] = static_cast<float>(static_cast<double>(v[j]) * (m * (gain(j) - 1.0) + 1.0));
+      return;
+    case dora_strength::peft:
+      for (std::size_t j = 0; j < n; ++j) v[j] = static_cast<float>(gain(j) * static_cast<double>(v[j]));
+      return;
   }
-  return static_cast<float>(scaled);
 }
 }  // namespace detail
 
@@ -216,22 +314,26 @@ inline float dora_value(float w, float v, double g, dora_strength rule, double m
 inline void apply_dora_rows(const_matrix w, matrix v, const float* magnitude, dora_strength rule, double m) noexcept {
   for (std::size_t i = 0; i < v.rows; ++i) {
     const double norm = row_norm(v.row(i), v.cols);
-    const double g = norm > 0 ? static_cast<double>(magnitude[i]) / norm : 0.0;
-    for (std::size_t j = 0; j < v.cols; ++j)
-      v.row(i)[j] = detail::dora_value(rule == dora_strength::interpolate ? w.row(i)[j] : 0.0F, v.row(i)[j], g, rule, m);
+    const double g = detail::dora_gain(magnitude[i], norm);
+    detail::scale_dora(rule == dora_strength::interpolate ? w.row(i) : nullptr, v.row(i), v.cols, [g](std::size_t) { return g; }, rule, m);
   }
 }
 
 /// Magnitudes by input channel, from the squares that add_column_squares summed over all rows.
 inline void apply_dora_columns(const_matrix w, matrix v, std::size_t first_col, std::size_t positions, const float* magnitude,
                                const double* squares, dora_strength rule, double m) noexcept {
-  for (std::size_t i = 0; i < v.rows; ++i)
-    for (std::size_t j = 0; j < v.cols; ++j) {
-      const std::size_t channel = (first_col + j) / positions;
-      const double norm = std::sqrt(squares[channel]);
-      const double g = norm > 0 ? static_cast<double>(magnitude[channel]) / norm : 0.0;
-      v.row(i)[j] = detail::dora_value(rule == dora_strength::interpolate ? w.row(i)[j] : 0.0F, v.row(i)[j], g, rule, m);
+  constexpr std::size_t most = 256;  // gains at a time
+  double gains[most];
+  for (std::size_t first = 0; first < v.cols; first += most) {
+    const std::size_t n = v.cols - first < most ? v.cols - first : most;
+    for (std::size_t j = 0; j < n; ++j) {
+      const std::size_t channel = (first_col + first + j) / positions;
+      gains[j] = detail::dora_gain(magnitude[channel], std::sqrt(squares[channel]));
     }
+    for (std::size_t i = 0; i < v.rows; ++i)
+      detail::scale_dora(rule == dora_strength::interpolate ? w.row(i) + first : nullptr, v.row(i) + first, n,
+                         [&gains](std::size_t j) { return gains[j]; }, rule, m);
+  }
 }
 
 TENSORSMITH_END_NAMESPACE
@@ -262,10 +364,11 @@ constexpr std::size_t packed_floats(std::size_t r, std::size_t n) noexcept {
 /// Rearranges the right factor `down` [r, n] into panels [r, panel_cols], one after the other, the last one filled with zeros: the kernel
 /// then reads memory in order. `packed` holds packed_floats(r, n) floats.
 inline void pack_panels(const_matrix down, float* packed) noexcept {
-  for (std::size_t first = 0; first < down.cols; first += panel_cols)
-    for (std::size_t k = 0; k < down.rows; ++k)
-      for (std::size_t j = 0; j < panel_cols; ++j)
-        *packed++ = first + j < down.cols ? down.row(k)[first + j] : 0.0F;
+  for (std::size_t first = 0; first < down.cols; first += panel_cols) {
+    const std::size_t n = std::min(panel_cols, down.cols - first);
+    for (std::size_t k = 0; k < down.rows; ++k, packed += panel_cols)
+      std::fill(std::copy(down.row(k) + first, down.row(k) + first + n, packed), packed + panel_cols, 0.0F);
+  }
 }
 
 /// A packed right factor [r, n].
@@ -274,6 +377,9 @@ struct packed_factor {
   std::size_t r = 0, n = 0;
   const float* panel(std::size_t index) const noexcept { return data + index * panel_cols * r; }
 };
+
+/// A kernel of W += s · up @ down, as add_low_rank below; merge/simd.hpp chooses one.
+using low_rank_kernel = void (*)(matrix w, std::size_t first_col, const_matrix up, packed_factor down, float s) noexcept;
 
 namespace detail {
 
@@ -359,9 +465,15 @@ inline void add_kronecker(matrix w, std::size_t first_row, const_matrix w1, cons
 /// (IA)³ on the input: w[o, i, …] *= 1 + m · scale[i], columns in groups of `positions` an input channel. `first_col` is the tile's first
 /// column in W.
 inline void scale_columns(matrix w, std::size_t first_col, std::size_t positions, const float* scale, float m) noexcept {
-  for (std::size_t i = 0; i < w.rows; ++i) {
-    float* const out = w.row(i);
-    for (std::size_t j = 0; j < w.cols; ++j) out[j] += m * (out[j] * scale[(first_col + j) / positions]);
+  constexpr std::size_t most = 256;  // factors at a time
+  float factors[most];
+  for (std::size_t first = 0; first < w.cols; first += most) {
+    const std::size_t n = w.cols - first < most ? w.cols - first : most;
+    for (std::size_t j = 0; j < n; ++j) factors[j] = scale[(first_col + first + j) / positions];
+    for (std::size_t i = 0; i < w.rows; ++i) {
+      float* const out = w.row(i) + first;
+      for (std::size_t j = 0; j < n; ++j) out[j] += m * (out[j] * factors[j]);
+    }
   }
 }
 
@@ -428,73 +540,77 @@ inline double oft_scale(const_matrix blocks, oft_constraint rule, double c) noex
 }
 
 /// The rotation at strength m: m · R + (1 − m) · I with R = (I + Q)(I − Q)⁻¹ (Cayley), Q = scale · (B − Bᵀ). block [b, b], out [b, b];
-/// `work` holds 2 · b · b doubles. I − Q is never singular (the eigenvalues of Q are imaginary).
+/// `work` holds b · (b + 1) doubles. I − Q is never singular (the eigenvalues of Q are imaginary).
 inline void oft_rotation(const_matrix block, double scale, double m, matrix out, double* work) noexcept {
   const std::size_t b = block.rows;
-  double *const a = work, *const x = work + b * b;  // a · xᵀ-rows: solve (I − Q)ᵀ Rᵀ = (I + Q)ᵀ; as Qᵀ = −Q: (I + Q) Rᵀ = (I − Q)
+  double *const a = work, *const exchanged = work + b * b;  // Rᵀ = (I + Q)⁻¹ (I − Q) = 2 (I + Q)⁻¹ − I
   for (std::size_t i = 0; i < b; ++i)
-    for (std::size_t j = 0; j < b; ++j) {
-      const double q = scale * (static_cast<double>(block.row(i)[j]) - static_cast<double>(block.row(j)[i]));
-      a[i * b + j] = (i == j ? 1.0 : 0.0) + q;
-      x[i * b + j] = (i == j ? 1.0 : 0.0) - q;
-    }
-  for (std::size_t p = 0; p < b; ++p) {  // Gauss-Jordan with row exchange
+    for (std::size_t j = 0; j < b; ++j)
+      a[i * b + j] = (i == j ? 1.0 : 0.0) + scale * (static_cast<double>(block.row(i)[j]) - static_cast<double>(block.row(j)[i]));
+  for (std::size_t p = 0; p < b; ++p) {  // the inverse in place: Gauss-Jordan with row exchange
     std::size_t best = p;
     for (std::size_t i = p + 1; i < b; ++i)
       if (std::fabs(a[i * b + p]) > std::fabs(a[best * b + p])) best = i;
-    for (std::size_t j = 0; j < b && best != p; ++j) {
-      const double u = a[p * b + j], v = x[p * b + j];
-      a[p * b + j] = a[best * b + j], a[best * b + j] = u;
-      x[p * b + j] = x[best * b + j], x[best * b + j] = v;
-    }
+    exchanged[p] = static_cast<double>(best);
+    for (std::size_t j = 0; j < b && best != p; ++j) std::swap(a[p * b + j], a[best * b + j]);
     const double pivot = 1.0 / a[p * b + p];
-    for (std::size_t j = 0; j < b; ++j) a[p * b + j] *= pivot, x[p * b + j] *= pivot;
+    a[p * b + p] = 1.0;
+    for (std::size_t j = 0; j < b; ++j) a[p * b + j] *= pivot;
     for (std::size_t i = 0; i < b; ++i) {
       const double factor = a[i * b + p];
       if (i == p || factor == 0) continue;
-      for (std::size_t j = 0; j < b; ++j) a[i * b + j] -= factor * a[p * b + j], x[i * b + j] -= factor * x[p * b + j];
+      a[i * b + p] = 0;
+      for (std::size_t j = 0; j < b; ++j) a[i * b + j] -= factor * a[p * b + j];
     }
   }
-  for (std::size_t i = 0; i < b; ++i)  // x = Rᵀ
-    for (std::size_t j = 0; j < b; ++j) out.row(i)[j] = static_cast<float>(m * x[j * b + i] + (i == j ? 1.0 - m : 0.0));
+  for (std::size_t p = b; p-- > 0;)  // rows exchanged before are columns exchanged after
+    if (const auto other = static_cast<std::size_t>(exchanged[p]); other != p)
+      for (std::size_t i = 0; i < b; ++i) std::swap(a[i * b + p], a[i * b + other]);
+  for (std::size_t i = 0; i < b; ++i)
+    for (std::size_t j = 0; j < b; ++j)
+      out.row(i)[j] = static_cast<float>(2.0 * m * a[j * b + i] + (i == j ? 1.0 - 2.0 * m : 0.0));
 }
 
-/// Rotates whole groups of rows: group k of b rows becomes R_kᵀ times itself (`transposed`: OFT) or R_k times itself (BOFT's levels).
-/// rotations: [groups · b, b], beginning with the tile's first group; `work` holds b floats. @pre w.rows is a multiple of b
-inline void rotate_rows(matrix w, const_matrix rotations, bool transposed, float* work) noexcept {
-  const std::size_t b = rotations.cols;
+/// Rotates whole groups of rows: group k of b rows becomes factors_k times itself. factors: [groups · b, b], one below the other, beginning with
+/// the tile's first group: R_kᵀ for OFT. `kernel` multiplies; `work` holds b · panel_cols floats. @pre w.rows is a multiple of b
+inline void rotate_rows(matrix w, const_matrix factors, low_rank_kernel kernel, float* work) noexcept {
+  const std::size_t b = factors.cols;
   for (std::size_t first = 0; first < w.rows; first += b)
-    for (std::size_t j = 0; j < w.cols; ++j) {
-      for (std::size_t i = 0; i < b; ++i) {
-        float sum = 0;
-        for (std::size_t k = 0; k < b; ++k)
-          sum += (transposed ? rotations.row(first + k)[i] : rotations.row(first + i)[k]) * w.row(first + k)[j];
-        work[i] = sum;
+    for (std::size_t col = 0; col < w.cols; col += panel_cols) {
+      const std::size_t n = std::min(panel_cols, w.cols - col);
+      for (std::size_t k = 0; k < b; ++k) {
+        float *const row = w.row(first + k) + col, *const kept = work + k * panel_cols;
+        std::fill(std::copy(row, row + n, kept), kept + panel_cols, 0.0F);
+        std::fill(row, row + n, 0.0F);
       }
-      for (std::size_t i = 0; i < b; ++i) w.row(first + i)[j] = work[i];
+      kernel({w.row(first) + col, b, n, w.stride}, 0, {factors.row(first), b, b, factors.stride}, {work, b, n}, 1.0F);
     }
 }
 
 /// BOFT: all levels of the butterfly on all rows of some columns. levels [level · rows, b]: for each level its rotations, one below the
 /// other, at strength m already. Level l regroups the rows: with k = 2^l · b/2, row c·2k + g·k + q moves to c·2k + 2q + g, the groups of b
-/// consecutive rows are rotated, and the rows move back. `work` holds rows floats. @pre rows is a multiple of 2k for every level
-inline void rotate_butterfly(matrix w, const_matrix levels, float* work) noexcept {
+/// consecutive rows are rotated, and the rows move back. `kernel` multiplies; `work` holds 2 · rows · panel_cols floats.
+/// @pre rows is a multiple of 2k for every level
+inline void rotate_butterfly(matrix w, const_matrix levels, low_rank_kernel kernel, float* work) noexcept {
   const std::size_t b = levels.cols, rows = w.rows, count = levels.rows / rows;
-  for (std::size_t level = 0; level < count; ++level) {
-    const std::size_t k = (std::size_t{1} << level) * (b / 2);
-    const auto moved = [&](std::size_t row) {
-      const std::size_t c = row / (2 * k), g = row % (2 * k) / k, q = row % k;
-      return c * 2 * k + 2 * q + g;
-    };
-    for (std::size_t j = 0; j < w.cols; ++j) {
-      for (std::size_t row = 0; row < rows; ++row) work[moved(row)] = w.row(row)[j];
+  float *const moved = work, *const rotated = work + rows * panel_cols;
+  for (std::size_t col = 0; col < w.cols; col += panel_cols) {
+    const std::size_t n = std::min(panel_cols, w.cols - col);
+    for (std::size_t level = 0; level < count; ++level) {
+      const std::size_t k = (std::size_t{1} << level) * (b / 2);
+      const auto place = [&](std::size_t row) {
+        const std::size_t c = row / (2 * k), g = row % (2 * k) / k, q = row % k;
+        return (c * 2 * k + 2 * q + g) * panel_cols;
+      };
       for (std::size_t row = 0; row < rows; ++row) {
-        const std::size_t at = moved(row), first = at / b * b;
-        const float* const rotation = levels.row(level * rows + at);
-        float sum = 0;
-        for (std::size_t i = 0; i < b; ++i) sum += rotation[i] * work[first + i];
-        w.row(row)[j] = sum;
+        float* const to = moved + place(row);
+        std::fill(std::copy(w.row(row) + col, w.row(row) + col + n, to), to + panel_cols, 0.0F);
       }
+      std::fill(rotated, rotated + rows * panel_cols, 0.0F);
+      for (std::size_t first = 0; first < rows; first += b)
+        kernel({rotated + first * panel_cols, b, panel_cols}, 0, {levels.row(level * rows + first), b, b, levels.stride},
+               {moved + first * panel_cols, b, panel_cols}, 1.0F);
+      for (std::size_t row = 0; row < rows; ++row) std::copy(rotated + place(row), rotated + place(row) + n, w.row(row) + col);
     }
   }
 }

@@ -673,6 +673,10 @@ struct limits {
   std::uint64_t pickle_integer_bytes = 16;
   std::uint64_t zip_entries = 1'000'000;
   std::uint64_t zip_directory_bytes = 256u << 20;
+  std::uint64_t onnx_nodes = 250'000;           ///< nodes of a graph and of the graphs inside it
+  std::uint64_t onnx_values = 1'000'000;        ///< inputs and outputs of all nodes
+  std::uint64_t onnx_initializers = 65'536;     ///< tensors of a graph, those in attributes of nodes included
+  std::uint64_t onnx_depth = 32;                ///< graphs inside attributes of nodes, one inside the other
   std::uint64_t expansion = 100;  ///< bytes produced per byte stored, beyond 64 MiB (deflated entries, repeated elements)
   bool check_crc = true;        ///< verify the CRC-32 of zip entries that are read
   bool allow_suspicious = false;  ///< read pickles that name globals of the block list (nothing runs either way)
@@ -2425,7 +2429,8 @@ class transposed_recipe final : public view_recipe {
       : view_recipe(inner, {inner->outputs()[0].shape[1], inner->outputs()[0].shape[0]}) {}
   region grain() const override {
     const region g = inner_->grain();
-    return {0, g.cols, 0, std::max<std::size_t>(g.rows, 64)};  // 64 columns: whole cache lines of output
+    const std::size_t rows = std::max<std::size_t>(g.rows, 1);
+    return {0, g.cols, 0, (std::max<std::size_t>(rows, 64) + rows - 1) / rows * rows};  // 64 columns: whole cache lines of output
   }
   result<void> produce(region r, std::span<const tile> tiles, scratch& work) const override {
     const scratch::scope keep(work);
@@ -3251,7 +3256,7 @@ class pinned_entry final : public byte_source {
   }
   void unpin() noexcept {
     const std::lock_guard lock(mutex_);
-    if (users_ > 0 && --users_ == 0) bytes_ = {}, error_ = {};
+    if (users_ > 0 && --users_ == 0) bytes_ = decltype(bytes_)(), error_ = {};
   }
 
   result<void> read_at(std::uint64_t offset, std::span<std::byte> out) const override {
@@ -12347,35 +12352,6 @@ inline result<std::uint64_t> write_torch(const catalog& tensors, const std::stri
 TENSORSMITH_END_NAMESPACE
 #endif  // TENSORSMITH_HAS_FORMAT_TORCH_WRITE_HPP
 
-#ifndef TENSORSMITH_HAS_CORE_GLOB_HPP
-#define TENSORSMITH_HAS_CORE_GLOB_HPP
-// tensorsmith/core/glob.hpp: shell-like name patterns: `*` any run of characters, `?` any one character.
-
-TENSORSMITH_BEGIN_NAMESPACE
-
-/// True if all of `text` matches `pattern`. Dots and slashes are ordinary characters. Time is O(|pattern| · |text|).
-constexpr bool glob_match(std::string_view pattern, std::string_view text) noexcept {
-  std::size_t p = 0, t = 0, star = std::string_view::npos, mark = 0;
-  while (t < text.size()) {
-    if (p < pattern.size() && (pattern[p] == '?' || (pattern[p] != '*' && pattern[p] == text[t]))) {
-      ++p, ++t;
-    } else if (p < pattern.size() && pattern[p] == '*') {
-      star = p++;
-      mark = t;
-    } else if (star != std::string_view::npos) {
-      p = star + 1;
-      t = ++mark;
-    } else {
-      return false;
-    }
-  }
-  while (p < pattern.size() && pattern[p] == '*') ++p;
-  return p == pattern.size();
-}
-
-TENSORSMITH_END_NAMESPACE
-#endif  // TENSORSMITH_HAS_CORE_GLOB_HPP
-
 #ifndef TENSORSMITH_HAS_CORE_PIPE_HPP
 #define TENSORSMITH_HAS_CORE_PIPE_HPP
 // tensorsmith/core/pipe.hpp: what stands between the bars of a chain: `open<…>(…) | cast<f16>() | build<…>(…) | write<…>(…)`.
@@ -12765,6 +12741,35 @@ struct misplaced<Stage, bundle> {
 
 TENSORSMITH_END_NAMESPACE
 #endif  // TENSORSMITH_HAS_STAGE_MISPLACED_HPP
+
+#ifndef TENSORSMITH_HAS_CORE_GLOB_HPP
+#define TENSORSMITH_HAS_CORE_GLOB_HPP
+// tensorsmith/core/glob.hpp: shell-like name patterns: `*` any run of characters, `?` any one character.
+
+TENSORSMITH_BEGIN_NAMESPACE
+
+/// True if all of `text` matches `pattern`. Dots and slashes are ordinary characters. Time is O(|pattern| · |text|).
+constexpr bool glob_match(std::string_view pattern, std::string_view text) noexcept {
+  std::size_t p = 0, t = 0, star = std::string_view::npos, mark = 0;
+  while (t < text.size()) {
+    if (p < pattern.size() && (pattern[p] == '?' || (pattern[p] != '*' && pattern[p] == text[t]))) {
+      ++p, ++t;
+    } else if (p < pattern.size() && pattern[p] == '*') {
+      star = p++;
+      mark = t;
+    } else if (star != std::string_view::npos) {
+      p = star + 1;
+      t = ++mark;
+    } else {
+      return false;
+    }
+  }
+  while (p < pattern.size() && pattern[p] == '*') ++p;
+  return p == pattern.size();
+}
+
+TENSORSMITH_END_NAMESPACE
+#endif  // TENSORSMITH_HAS_CORE_GLOB_HPP
 
 #ifndef TENSORSMITH_HAS_CORE_FLOAT8_HPP
 #define TENSORSMITH_HAS_CORE_FLOAT8_HPP
@@ -13873,9 +13878,11 @@ inline result<std::size_t> dedupe(package& in, const dedupe_options& options, co
 TENSORSMITH_END_NAMESPACE
 #endif  // TENSORSMITH_HAS_TENSOR_TIED_HPP
 
-#ifndef TENSORSMITH_HAS_STAGE_CAST_HPP
-#define TENSORSMITH_HAS_STAGE_CAST_HPP
-// tensorsmith/stage/cast.hpp: `… | cast<f16>(keep{"*norm*"}) | …`: other element types for the floating-point tensors of a package.
+#ifndef TENSORSMITH_HAS_TENSOR_CAST_CATALOG_HPP
+#define TENSORSMITH_HAS_TENSOR_CAST_CATALOG_HPP
+// tensorsmith/tensor/cast_catalog.hpp: every floating-point tensor of a catalog or a package in another type.
+//
+// Include this to cast whole models; tensor/cast.hpp casts one tensor.
 
 TENSORSMITH_BEGIN_NAMESPACE
 
@@ -13891,6 +13898,70 @@ struct keep {
   }
 };
 
+/// Casts every floating-point tensor of a catalog, rounding to nearest even, as the tiles pass. Integers, booleans and tensors that `kept`
+/// names stay; tensors of type `to` (merged weights rounded to it, for instance) are not touched; tied tensors stay tied. Returns how many
+/// were cast. @fails unsupported (no such conversion); values that do not fit fail when they are written, unless `overflow` lets them pass
+inline result<std::size_t> cast_floats(catalog& weights, dtype to, const keep& kept = {}, cast_overflow overflow = cast_overflow::error,
+                                       std::shared_ptr<cast_tally> tally = {}) {
+  // Tensors that are one and the same are cast once, so that writers still see that they are.
+  constexpr auto itself = static_cast<std::size_t>(-1);
+  std::vector<std::size_t> same_as(weights.size(), itself);
+  for (const tied_tensors& group : find_tied(weights)) {
+    const std::size_t first = *std::min_element(group.begin(), group.end());
+    for (const std::size_t i : group)
+      if (i != first) same_as[i] = first;
+  }
+  std::size_t changed = 0;
+  for (std::size_t i = 0; i < weights.size(); ++i) {
+    const catalog_entry& entry = weights.entries()[i];
+    if (!is_floating(entry.tensor.type()) || entry.tensor.type() == to || kept.matches(entry.name)) continue;
+    const catalog_entry* twin = same_as[i] == itself ? nullptr : &weights.entries()[same_as[i]];
+    tensor_ref other = twin && twin->tensor.type() == to ? twin->tensor : tensor_ref();
+    if (!other) {
+      TENSORSMITH_TRY(other, cast(entry.tensor, to, overflow, tally));
+    }
+    weights.replace(entry.name, std::move(other));
+    ++changed;
+  }
+  return changed;
+}
+
+/// Checks that every pattern matches a tensor: one that matches none is a spelling mistake that nobody sees. @fails usage
+inline result<void> check_kept(const package& in, const keep& kept) {
+  const auto matches = [&](const std::string& pattern) {
+    for (const component& part : in.components)
+      for (const catalog_entry& entry : part.weights.entries())
+        if (glob_match(pattern, entry.name)) return true;
+    return false;
+  };
+  for (const std::string& pattern : kept.patterns)
+    if (!matches(pattern))
+      return failure{.code = errc::usage, .what = "the pattern " + quoted(pattern) + " keeps nothing", .file = in.source,
+                     .expected = "a pattern that matches a tensor", .advice = "list the names with inspect and correct it"};
+  return {};
+}
+
+/// Casts all components of a package; see the overload for a catalog. @fails as that, and usage as check_kept
+inline result<std::size_t> cast_floats(package& in, dtype to, const keep& kept = {}, cast_overflow overflow = cast_overflow::error,
+                                       std::shared_ptr<cast_tally> tally = {}) {
+  TENSORSMITH_CHECK(check_kept(in, kept));
+  std::size_t changed = 0;
+  for (component& part : in.components) {
+    TENSORSMITH_TRY(const std::size_t count, cast_floats(part.weights, to, kept, overflow, tally));
+    changed += count;
+  }
+  return changed;
+}
+
+TENSORSMITH_END_NAMESPACE
+#endif  // TENSORSMITH_HAS_TENSOR_CAST_CATALOG_HPP
+
+#ifndef TENSORSMITH_HAS_STAGE_CAST_HPP
+#define TENSORSMITH_HAS_STAGE_CAST_HPP
+// tensorsmith/stage/cast.hpp: `… | cast<f16>(keep{"*norm*"}) | …`: other element types for the floating-point tensors of a package.
+
+TENSORSMITH_BEGIN_NAMESPACE
+
 /// Casts every floating-point tensor of every component, rounding to nearest even, as the tiles pass. Integers and booleans stay, and
 /// tied tensors stay tied. A pattern that matches nothing is an error (usage): it would be a spelling mistake that nobody sees.
 struct cast_stage {
@@ -13904,40 +13975,9 @@ struct cast_stage {
   std::shared_ptr<cast_tally> tally{};            ///< counts them where that is no error
 
   result<package> run(package in, job& run) const {
-    std::size_t changed = 0;
-    for (component& part : in.components) {
-      // Tensors that are one and the same are cast once, so that writers still see that they are.
-      constexpr auto itself = static_cast<std::size_t>(-1);
-      std::vector<std::size_t> same_as(part.weights.size(), itself);
-      for (const tied_tensors& group : find_tied(part.weights)) {
-        const std::size_t first = *std::min_element(group.begin(), group.end());
-        for (const std::size_t i : group)
-          if (i != first) same_as[i] = first;
-      }
-      for (std::size_t i = 0; i < part.weights.size(); ++i) {
-        const catalog_entry& entry = part.weights.entries()[i];
-        if (!is_floating(entry.tensor.type()) || entry.tensor.type() == to || kept.matches(entry.name)) continue;
-        const catalog_entry* twin = same_as[i] == itself ? nullptr : &part.weights.entries()[same_as[i]];
-        tensor_ref other = twin && twin->tensor.type() == to ? twin->tensor : tensor_ref();
-        if (!other) {
-          TENSORSMITH_TRY(other, tensorsmith::cast(entry.tensor, to, overflow, tally));
-        }
-        part.weights.replace(entry.name, std::move(other));
-        ++changed;
-      }
-    }
-    for (const std::string& pattern : kept.patterns) TENSORSMITH_CHECK(used(pattern, in));
+    TENSORSMITH_TRY(const std::size_t changed, cast_floats(in, to, kept, overflow, tally));
     run.info("cast", std::to_string(changed) + " tensors become " + std::string(name_of(to)));
     return in;
-  }
-
- private:
-  static result<void> used(const std::string& pattern, const package& in) {
-    for (const component& part : in.components)
-      for (const catalog_entry& entry : part.weights.entries())
-        if (glob_match(pattern, entry.name)) return {};
-    return failure{.code = errc::usage, .what = "the pattern " + quoted(pattern) + " keeps nothing", .file = in.source,
-                   .expected = "a pattern that matches a tensor", .advice = "list the names with inspect and correct it"};
   }
 };
 
@@ -14097,7 +14137,7 @@ class held_output_recipe final : public recipe {
     TENSORSMITH_TRY(bytes_, materialize(tensor_, run));
     return {};
   }
-  void release() noexcept override { bytes_ = {}; }
+  void release() noexcept override { bytes_ = decltype(bytes_)(); }
   void add_sources(std::vector<std::shared_ptr<const byte_source>>& out) const override { tensor_.source->add_sources(out); }
   result<view> load(region r, scratch&) const override { return at(r); }
   result<void> produce(region r, std::span<const tile> tiles, scratch&) const override {
@@ -14182,6 +14222,16 @@ class stacked_recipe final : public recipe {
       start += length;
     }
     return {};
+  }
+
+  /// The rows of one part are that part.
+  recipe_ptr fold_rows(std::size_t first_row, std::size_t row_count) const override {
+    std::size_t start = 0;
+    for (const recipe_ptr& part : parts_) {
+      if (start == first_row && length_of(part) == row_count) return part;
+      start += length_of(part);
+    }
+    return nullptr;
   }
 
   /// Parts that lie one behind the other in the same source (slices of what was stacked there) are one stretch of it.

@@ -149,6 +149,58 @@ TEST_CASE("cloneofsimo's numbered pairs, with a token beside them") {
   CHECK_FALSE(ts::recognize_adapter(make({{"0", {320, 4}}, {"1", {8, 320}}})));
 }
 
+TEST_CASE("names of PEFT: adapters' names, magnitudes, embeddings, biases, modules saved whole") {
+  const auto split = [](const std::string& name) {
+    const auto key = ts::detail::split_adapter_name(name);
+    return key.module + " " + (key.bit == 0 ? "?" : std::string(ts::detail::parameter_of_bit(key.bit)));
+  };
+  CHECK(split("base_model.model.a.to_q.lora_A.weight") == "base_model.model.a.to_q lora_down");
+  CHECK(split("base_model.model.a.to_q.lora_B.style.weight") == "base_model.model.a.to_q lora_up");
+  CHECK(split("unet.a.to_q.lora_B.bias") == "unet.a.to_q lora_bias");
+  CHECK(split("unet.a.to_q.lora_A.bias") == "unet.a.to_q ?");
+  CHECK(split("a.to_q.lora_magnitude_vector") == "a.to_q dora_scale");
+  CHECK(split("a.to_q.lora_magnitude_vector.weight") == "a.to_q dora_scale");
+  CHECK(split("a.to_q.lora_magnitude_vector.default.weight") == "a.to_q dora_scale");
+  CHECK(split("a.to_q.lora_magnitude_vector.default") == "a.to_q dora_scale");
+  CHECK(split("base_model.model.embeddings.token_embedding.lora_embedding_A") == "base_model.model.embeddings.token_embedding lora_embedding_A");
+  CHECK(split("base_model.model.embeddings.token_embedding.lora_embedding_B.default") == "base_model.model.embeddings.token_embedding lora_embedding_B");
+  CHECK(split("base_model.model.conv_out.weight") == "base_model.model.conv_out set_weight");
+  CHECK(split("base_model.model.conv_out.bias") == "base_model.model.conv_out set_bias");
+  CHECK(split("base_model.model.conv_out.modules_to_save.weight") == "base_model.model.conv_out set_weight");
+  CHECK(split("conv_out.modules_to_save.default.weight") == "conv_out set_weight");
+  CHECK(split("time_embedding.modules_to_save.default.linear_1.bias") == "time_embedding.linear_1 set_bias");
+  CHECK(split("base_model.model.a.v_proj.base_layer.bias") == "base_model.model.a.v_proj set_bias");
+  CHECK(split("base_model.model.a.v_proj.base_layer.weight") == "base_model.model.a.v_proj.base_layer.weight ?");
+  CHECK(split("a.to_q_lora.alpha") == "a.to_q alpha");
+  CHECK(split("a.to_q.lora.alpha") == "a.to_q alpha");
+  CHECK(split("a.to_q.alpha") == "a.to_q alpha");
+  CHECK(split("conv_out.weight") == "conv_out.weight ?");
+
+  const auto a = described({{"base_model.model.encoder.layers.0.self_attn.q_proj.lora_A.weight", {2, 768}},
+                            {"base_model.model.encoder.layers.0.self_attn.q_proj.lora_B.weight", {768, 2}},
+                            {"base_model.model.embeddings.token_embedding.lora_embedding_A", {4, 49408}},
+                            {"base_model.model.embeddings.token_embedding.lora_embedding_B", {768, 4}},
+                            {"base_model.model.conv_out.weight", {4, 320, 3, 3}}});
+  CHECK(a.family == ts::adapter_family::peft);
+  CHECK(a.algorithms == counts{{"LoRA", 2}, {"replacement", 1}});
+  CHECK(a.parts == counts{{"unet", 1}, {"text_encoder", 2}});
+  CHECK(a.ranks == ranks{{2, 1}, {4, 1}});
+  CHECK(a.base == "sd1");
+}
+
+TEST_CASE("diffusers' files that mix their own names with PEFT's: each name on its own") {
+  const std::string attention = "unet.mid_block.attentions.0.transformer_blocks.0.attn2.";
+  const auto a = described({{attention + "to_k.lora.down.weight", {4, 1024}}, {attention + "to_k.lora.up.weight", {1280, 4}},
+                            {"unet.mid_block.attentions.0.proj_in.lora_A.weight", {4, 1280}}, {"unet.mid_block.attentions.0.proj_in.lora_B.weight", {1280, 4}},
+                            {"text_encoder.text_model.encoder.layers.0.self_attn.q_proj.lora_linear_layer.down.weight", {4, 1024}},
+                            {"text_encoder.text_model.encoder.layers.0.self_attn.q_proj.lora_linear_layer.up.weight", {1024, 4}},
+                            {"text_encoder.text_model.encoder.layers.0.mlp.fc1.lora_A.weight", {4, 1024}}, {"text_encoder.text_model.encoder.layers.0.mlp.fc1.lora_B.weight", {4096, 4}}});
+  CHECK(a.modules == 4);
+  CHECK(a.parts == counts{{"unet", 2}, {"text_encoder", 2}});
+  CHECK(a.unknown.empty());
+  CHECK(a.base == "sd2");
+}
+
 TEST_CASE("Textual Inversion in all its containers' names") {
   const auto check = [](const rows& list, const std::string& base, std::size_t vectors) {
     const auto a = described(list);

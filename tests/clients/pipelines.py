@@ -2,11 +2,12 @@
 # SPDX-License-Identifier: MIT
 """One pipeline of one library makes one small image, from given noise, and compares it with the reference.
 
-usage: pipelines.py torch     MODEL FOLDER IMAGE.npy       # the original: makes the reference
+usage: pipelines.py torch     MODEL FOLDER IMAGE.npy [LORA STRENGTH EMBEDDING]   # the original: makes the reference, with the LoRA fused
+                                                          # and the embedding loaded if they are given
        pipelines.py optimum   MODEL FOLDER REFERENCE.npy   # Optimum's ONNX Runtime pipeline of the same kind
        pipelines.py diffusers MODEL FOLDER REFERENCE.npy   # diffusers' OnnxStableDiffusionPipeline
 
-Every client loads the folder by from_pretrained and nothing else.
+Every client loads the folder by from_pretrained and nothing else. MODEL+adapters: the prompt uses the tokens of the embedding.
 """
 import os
 import sys
@@ -17,6 +18,7 @@ import torch  # noqa: E402
 
 ALLOWED = 2 / 255
 PROMPT, NEGATIVE = "a photo of a cat on the moon", "the old city"
+TOKEN = "<cat>"  # two vectors: diffusers writes it out as "<cat> <cat>_1"
 CLASSES = {"sd1": "StableDiffusionPipeline", "sd2_v": "StableDiffusionPipeline", "sdxl": "StableDiffusionXLPipeline",
            "sd1_inpaint": "StableDiffusionInpaintPipeline", "sdxl_refiner": "StableDiffusionXLImg2ImgPipeline"}
 FACTOR = {"sd1_inpaint": 4}  # image pixels a latent pixel; the others: 2
@@ -43,13 +45,36 @@ def arguments(model):
     return dict(common, image=image, strength=0.75)
 
 
+def load_adapters(pipe, lora, strength, embedding):
+    """The LoRA fused, the embedding loaded, as diffusers documents both; and one repair: the models' configs say `eos_token_id: 2`, for which
+    transformers pools at the largest id. That is an added token as soon as there is one, and no longer the end of the text."""
+    from safetensors.torch import load_file
+    pipe.load_lora_weights(lora)
+    pipe.fuse_lora(components=[n for n in ("unet", "text_encoder", "text_encoder_2") if getattr(pipe, n, None) is not None], lora_scale=float(strength))
+    pipe.unload_lora_weights()
+    if getattr(pipe, "text_encoder_2", None) is not None:
+        encoder = pipe.text_encoder_2
+        getattr(encoder, "text_model", encoder).eos_token_id = pipe.tokenizer_2.eos_token_id
+    vectors = load_file(embedding)
+    if "clip_g" in vectors:
+        pipe.load_textual_inversion(vectors["clip_l"], token=TOKEN, text_encoder=pipe.text_encoder, tokenizer=pipe.tokenizer)
+        pipe.load_textual_inversion(vectors["clip_g"], token=TOKEN, text_encoder=pipe.text_encoder_2, tokenizer=pipe.tokenizer_2)
+    else:
+        pipe.load_textual_inversion(vectors["emb_params"], token=TOKEN)
+
+
 def main():
-    client, model, folder, path = sys.argv[1:5]
+    client, model, folder, path, *adapters = sys.argv[1:]
+    model, _, with_adapters = model.partition("+")
     torch.set_num_threads(2)
     feed = arguments(model)
+    if with_adapters:
+        feed["prompt"] = f"a photo of a {TOKEN} on the moon"
     if client == "torch":
         import diffusers
         pipe = getattr(diffusers, CLASSES[model]).from_pretrained(folder, torch_dtype=torch.float32)
+        if adapters:
+            load_adapters(pipe, *adapters)
     elif client == "optimum":
         from optimum import onnxruntime as library
         pipe = getattr(library, "ORT" + CLASSES[model]).from_pretrained(folder)
@@ -59,6 +84,7 @@ def main():
         # this pipeline takes every VAE for one of factor 8 when it checks the latents it is given
         rows, columns = feed["latents"].shape[2:]
         feed.update(latents=feed["latents"].numpy(), height=8 * rows, width=8 * columns)
+        feed["prompt"] = feed["prompt"].replace(TOKEN, f"{TOKEN} {TOKEN}_1")  # it does not do that itself
     else:
         raise SystemExit(__doc__)
     pipe.set_progress_bar_config(disable=True)

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: MIT
-"""The libraries and pipelines that people use load what sd-to-onnx and convert-weights write, unmodified: the pipelines make the image
-that torch makes, the libraries find every tensor, bit for bit.
+"""The libraries and pipelines that people use load what our programs write, unmodified: the pipelines make the image that torch makes, the
+libraries find every tensor, bit for bit; adapters are merged as their own libraries merge them.
 
 usage: run.py --bin DIR --work DIR --python-diffusers PYTHON --python-optimum PYTHON [--only PATTERN ...]
 
@@ -33,6 +33,21 @@ CASES = {
     "diffusers.sd1-ckpt": ("sd1", "ckpt", ["--dtype", "f32", "--layout", "diffusers", "--tokenizer", "TOKENIZERS"], "diffusers", "diffusers"),
     "diffusers-0.39.sd1": ("sd1", "folder", ["--dtype", "f32", "--layout", "diffusers"], "diffusers", "optimum"),
 }
+
+# name: model, where LoRA and embedding go in, client, which Python. "convert": by sd-to-onnx itself. "folder": into the ONNX folder that sd-to-onnx
+# wrote. "export": into the folder that Optimum's exporter wrote.
+ADAPTERS = {
+    "merged.sd1": ("sd1", "convert", "optimum", "optimum"),
+    "merged.sd2_v": ("sd2_v", "convert", "optimum", "optimum"),
+    "merged.sdxl": ("sdxl", "convert", "optimum", "optimum"),
+    "merged.sd1-folder": ("sd1", "folder", "optimum", "optimum"),
+    "merged.sdxl-folder": ("sdxl", "folder", "optimum", "optimum"),
+    "merged.sd1-diffusers": ("sd1", "folder", "diffusers", "diffusers"),
+    "merged.sd1-export": ("sd1", "export", "optimum", "optimum"),
+    "merged.sdxl-export": ("sdxl", "export", "optimum", "optimum"),
+}
+STRENGTH = "0.7"
+LIBRARIES = ("weights", "adapters", "embeddings")  # scripts with cases of their own
 
 
 def call(command, what):
@@ -80,10 +95,51 @@ def pipeline_case(name, options, pythons, references):
     return call([pythons[python], script, client, model, out, references[model]], client)[0]
 
 
-def weights_case(name, options, pythons):
-    """convert-weights' output in a library."""
-    return call([pythons["diffusers"], os.path.join(HERE, "weights.py"), name.removeprefix("weights."), "--bin", options.bin,
-                 "--work", os.path.join(options.work, name)], "libraries")[0]
+def adapters_case(name, options, pythons):
+    """An ONNX pipeline with a LoRA and an embedding in it, against diffusers with both loaded."""
+    model, place, client, python = ADAPTERS[name]
+    script, files = os.path.join(HERE, "pipelines.py"), os.path.join(options.work, model + "-adapters")
+    lora, embedding = os.path.join(files, "lora.safetensors"), os.path.join(files, "embedding.safetensors")
+    out, reference = os.path.join(options.work, name), os.path.join(options.work, model + "+adapters.npy")
+    source_folder = os.path.join(DATA, model, "diffusers")
+    add_lora, add_embedding = ["--lora", f"{lora}:{STRENGTH}", "--strict"], ["--embedding", f"{embedding}:<cat>"]
+
+    def ours(program, *arguments):
+        call([os.path.join(options.bin, program), *arguments, "--quiet"], program)
+
+    def merge_both(folder, merged):
+        ours("merge-embedding", folder, merged + ".tokens", *add_embedding)
+        ours("merge-lora", merged + ".tokens", merged, *add_lora)
+
+    if not os.path.exists(files):
+        call([pythons["diffusers"], os.path.join(HERE, "adapters.py"), "make", model, files], "adapters.py")
+    if not os.path.exists(reference):
+        call([pythons["diffusers"], script, "torch", model + "+adapters", source_folder, reference, lora, STRENGTH, embedding], "reference")
+
+    if place == "convert":
+        ours("sd-to-onnx", source_folder, out, "--dtype", "f32", *add_lora, *add_embedding)
+    elif place == "folder":
+        ours("sd-to-onnx", source_folder, out + ".before", "--dtype", "f32", *(["--layout", "diffusers"] if client == "diffusers" else []))
+        merge_both(out + ".before", out)
+    else:
+        # transformers 5 saved the small text encoders without "text_model." in their names; the exporter's transformers 4 takes those for missing weights
+        ours("convert-weights", source_folder, out + ".saved", "--to", "diffusers")
+        call([os.path.join(os.path.dirname(pythons["optimum"]), "optimum-cli"), "export", "onnx", "--model", out + ".saved", "--task", "text-to-image",
+              out + ".before"], "optimum-cli")
+        merge_both(out + ".before", out)
+    return call([pythons[python], script, client, model + "+adapters", out, reference], client)[0]
+
+
+def library_case(name, options, pythons):
+    """What a program wrote, in a library: "weights.CASE" is case CASE of weights.py."""
+    script, _, case = name.partition(".")
+    return call([pythons["diffusers"], os.path.join(HERE, script + ".py"), case, "--bin", options.bin, "--work", os.path.join(options.work, name)], "libraries")[0]
+
+
+def library_cases():
+    for script in LIBRARIES:
+        listed = subprocess.run([sys.executable, os.path.join(HERE, script + ".py"), "list"], capture_output=True, text=True, check=True).stdout.split()
+        yield from (f"{script}.{name}" for name in listed)
 
 
 def differential_case(name, options, pythons):
@@ -103,18 +159,19 @@ def main():
     os.makedirs(options.work)
     pythons = {"diffusers": options.python_diffusers, "optimum": options.python_optimum}
     references, passed, failed = {}, 0, 0
-    weights = subprocess.run([sys.executable, os.path.join(HERE, "weights.py"), "list"], capture_output=True, text=True, check=True).stdout.split()
-    for name in [*CASES, *("weights." + w for w in weights), "differential", "differences"]:
+    for name in [*CASES, *ADAPTERS, *library_cases(), "differential", "differences"]:
         if not any(fnmatch.fnmatchcase(name, p) for p in options.only):
             continue
         start = time.monotonic()
         try:
             if name in CASES:
                 said = pipeline_case(name, options, pythons, references)
+            elif name in ADAPTERS:
+                said = adapters_case(name, options, pythons)
             elif name in ("differential", "differences"):
                 said = differential_case(name, options, pythons)
             else:
-                said = weights_case(name, options, pythons)
+                said = library_case(name, options, pythons)
             good = True
         except (RuntimeError, OSError, subprocess.TimeoutExpired) as error:
             said, good = str(error), False

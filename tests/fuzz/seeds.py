@@ -424,13 +424,73 @@ def gguf_seeds():
     yield "list_huge", gguf([("w", 0, [1])], [("l", 9, struct.pack("<IQ", 4, 2 ** 62))])
 
 
+def varint(value):
+    out = b""
+    while value >= 0x80:
+        out, value = out + bytes([value & 0x7F | 0x80]), value >> 7
+    return out + bytes([value])
+
+
+def field(number, value):
+    """A field of a protobuf message: a number, a text, or bytes."""
+    if isinstance(value, int):
+        return varint(number << 3) + varint(value)
+    value = value.encode() if isinstance(value, str) else value
+    return varint(number << 3 | 2) + varint(len(value)) + value
+
+
+def onnx_tensor(name, dims, data=None, kind=1, external=None, more=b""):
+    out = b"".join(field(1, d) for d in dims) + field(2, kind) + field(8, name)
+    if external:
+        out += b"".join(field(13, field(1, k) + field(2, v)) for k, v in external.items()) + field(14, 1)
+    elif data is not None:
+        out += field(9, data)
+    return out + more
+
+
+def onnx_node(operation, name, inputs, outputs, attributes=()):
+    return (b"".join(field(1, i) for i in inputs) + b"".join(field(2, o) for o in outputs) + field(3, name) + field(4, operation) +
+            b"".join(field(5, a) for a in attributes))
+
+
+def onnx(tensors=(), nodes=(), more=b"", ir=8, opset=17):
+    graph = b"".join(field(1, n) for n in nodes) + field(2, "g") + b"".join(field(5, t) for t in tensors)
+    graph += field(11, field(1, "x") + field(2, field(1, field(1, 1)))) + field(12, field(1, "y"))
+    return field(1, ir) + field(2, "seeds") + field(7, graph + more) + field(8, field(1, "") + field(2, opset))
+
+
+def onnx_seeds():
+    matrix = onnx_tensor("onnx::MatMul_1", [2, 3], bytes(range(24)))
+    yield "matmul", onnx([matrix, onnx_tensor("a.b.bias", [3], bytes(12))],
+                         [onnx_node("MatMul", "/a/b/MatMul", ["x", "onnx::MatMul_1"], ["p"]), onnx_node("Add", "/a/b/Add", ["a.b.bias", "p"], ["y"])])
+    yield "gemm", onnx([onnx_tensor("c.weight", [3, 2], bytes(24))],
+                       [onnx_node("Gemm", "/c/Gemm", ["x", "c.weight"], ["y"], [field(1, "transB") + field(3, 1) + field(20, 2)])])
+    yield "passed_on", onnx([onnx_tensor("w", [2, 2], bytes(8), 10)],
+                            [onnx_node("Identity", "i", ["w"], ["d.weight"]), onnx_node("Cast", "c", ["d.weight"], ["e"], [field(1, "to") + field(3, 1) + field(20, 2)]),
+                             onnx_node("Transpose", "t", ["e"], ["f"], [field(1, "perm") + field(8, 1) + field(8, 0) + field(20, 7)]),
+                             onnx_node("MatMul", "/d/MatMul", ["x", "f"], ["y"])])
+    yield "external", onnx([onnx_tensor("a", [2], external={"location": "data", "offset": "8", "length": "8"}),
+                            onnx_tensor("b", [4], external={"location": "data", "offset": "32"}), onnx_tensor("c", [2], external={"location": "missing"})])
+    yield "external_grows", onnx([onnx_tensor(n, [2], external={"location": "data", "offset": str(8 * i)}) for i, n in enumerate("abcd")])
+    yield "typed", onnx([onnx_tensor("f", [2], more=field(4, bytes(8))), onnx_tensor("h", [2], kind=10, more=field(5, b"\x01\x02")),
+                         onnx_tensor("i", [2], kind=7, more=field(7, 1) + field(7, 2)), onnx_tensor("u", [1], kind=12, more=field(11, b"\x05"))])
+    yield "small_types", onnx([onnx_tensor("q", [3], b"\x21\x03", 22), onnx_tensor("e", [2], b"ab", 17), onnx_tensor("s", [1], kind=8, more=field(6, "t"))])
+    branch = field(6, field(1, onnx_node("Identity", "inner", ["x"], ["z"])) + field(5, onnx_tensor("v", [1], bytes(4))))
+    yield "branches", onnx([], [onnx_node("If", "if", ["x"], ["y"], [field(1, "then_branch") + branch + field(20, 5)])])
+    yield "constant", onnx([], [onnx_node("Constant", "c", [], ["y"], [field(1, "value") + field(5, onnx_tensor("", [2], bytes(8))) + field(20, 4)])])
+    yield "no_graph", field(1, 8) + field(8, field(2, 17))
+    yield "negative_extent", onnx([onnx_tensor("w", [2 ** 64 - 1], b"")])
+    yield "wrong_length", onnx([onnx_tensor("w", [3], bytes(8))])
+    yield "groups", onnx(more=b"\xa3\x06\x08\x01\xa4\x06")
+
+
 def main():
     if len(sys.argv) != 2:
         sys.exit(__doc__)
     out, data = pathlib.Path(sys.argv[1]), pathlib.Path(__file__).resolve().parent.parent / "data"
     everything = [("st", safetensors_seeds), ("torch", torch_zips), ("legacy", legacy_seeds), ("npz", npz_seeds), ("gguf", gguf_seeds)]
     seeds = {"safetensors": safetensors_seeds(), "zip": zip_seeds(), "pickle": pickles(), "legacy": legacy_seeds(), "shard_index": index_seeds(),
-             "config": config_seeds(data), "npz": npz_seeds(), "gguf": gguf_seeds(),
+             "config": config_seeds(data), "npz": npz_seeds(), "gguf": gguf_seeds(), "onnx": onnx_seeds(),
              "convert": ((prefix + "_" + name, text) for prefix, make in everything for name, text in make())}
     for target, files in seeds.items():
         folder = out / target

@@ -11,6 +11,7 @@
 #include "tensorsmith/merge/low_rank.hpp"
 #include "tensorsmith/merge/lycoris.hpp"
 #include "tensorsmith/merge/orthogonal.hpp"
+#include "tensorsmith/merge/simd.hpp"
 
 namespace ts = tensorsmith;
 using values = std::vector<float>;
@@ -98,8 +99,9 @@ TEST_CASE("Diag-OFT at full and half strength") {
   const values block{0, 0.5F, 0, 0};
   for (const auto& [m, expected] : {std::pair(1.0, values{-1.8F, -2.0F, 2.6F, 4.0F}), std::pair(0.5, values{-0.4F, 0.0F, 2.8F, 4.0F})}) {
     const values r = rotation(block, m);
-    values w{1, 2, 3, 4}, work(2);
-    ts::rotate_rows({w.data(), 2, 2}, {r.data(), 2, 2}, true, work.data());
+    values w{1, 2, 3, 4}, work(2 * ts::panel_cols);
+    const values transposed{r[0], r[2], r[1], r[3]};
+    ts::rotate_rows({w.data(), 2, 2}, {transposed.data(), 2, 2}, ts::best_low_rank(), work.data());
     near(w, expected);
   }
 }
@@ -114,13 +116,13 @@ TEST_CASE("the constraint of OFT: what alpha 0 means differs") {
 
 TEST_CASE("BOFT: two levels") {
   const values one_each{.6F, .8F, -.8F, .6F, 1, 0, 0, 1, 1, 0, 0, 1, .6F, .8F, -.8F, .6F};
-  values w{1, 2, 3, 4}, work(4);
-  ts::rotate_butterfly({w.data(), 4, 1}, {one_each.data(), 8, 2}, work.data());
+  values w{1, 2, 3, 4}, work(8 * ts::panel_cols);
+  ts::rotate_butterfly({w.data(), 4, 1}, {one_each.data(), 8, 2}, ts::best_low_rank(), work.data());
   near(w, {2.2F, 3.44F, 3.0F, 2.08F});
 
   const values three{.6F, .8F, -.8F, .6F, .6F, .8F, -.8F, .6F, 1, 0, 0, 1, .6F, .8F, -.8F, .6F};
   w = {1, 2, 3, 4};
-  ts::rotate_butterfly({w.data(), 4, 1}, {three.data(), 8, 2}, work.data());
+  ts::rotate_butterfly({w.data(), 4, 1}, {three.data(), 8, 2}, ts::best_low_rank(), work.data());
   near(w, {2.2F, 0.24F, 5.0F, -0.32F});
 }
 

@@ -75,7 +75,7 @@ values sweep(Tag tag, const problem& p) {
 }  // namespace
 
 TEST_CASE("low-rank products: every kernel is exact to its bound and does not depend on the tiles") {
-  for (const auto& [rows, cols, r] : {std::tuple<std::size_t, std::size_t, std::size_t>(37, 131, 8), {12, 32, 1}, {25, 320, 128}, {3, 7, 4}, {1, 1, 1}}) {
+  for (const auto& [rows, cols, r] : {std::tuple<std::size_t, std::size_t, std::size_t>(37, 131, 8), {12, 32, 1}, {25, 320, 128}, {23, 900, 128}, {3, 7, 4}, {1, 1, 1}}) {
     CAPTURE(rows, cols, r);
     const problem p(rows, cols, r);
     sweep(ts::arch_tag::scalar{}, p);

@@ -17,6 +17,7 @@
 
 #include "tensorsmith/arch/adapter.hpp"
 #include "tensorsmith/tensor/dependent_change.hpp"
+#include "tensorsmith/tensor/stored_change.hpp"
 
 TENSORSMITH_BEGIN_NAMESPACE
 
@@ -24,7 +25,7 @@ TENSORSMITH_BEGIN_NAMESPACE
 struct adapter_strength {
   double strength = 1;                                          ///< m
   dora_strength dora = dora_strength::interpolate;              ///< what m means for DoRA
-  std::optional<double> default_alpha;                          ///< alpha where a module stores none; by default alpha/rank is 1
+  std::optional<double> default_alpha;                          ///< alpha where neither tensors nor configuration have one; none: alpha/rank is 1
   bool rank_stabilised = false;                                 ///< scale alpha/√rank (PEFT's rsLoRA) with default_alpha
 };
 
@@ -32,7 +33,9 @@ struct adapter_strength {
 struct module_changes {
   weight_change_ptr weight, bias;
   std::string algorithm;         ///< "LoRA", "LoHa", …
-  std::vector<std::string> notes;  ///< "alpha is 0: no effect"
+  tensor_ref stored_bias;        ///< what `bias` is made of: as many elements as the layer's bias must have
+  std::vector<std::string> notes;    ///< why it has no effect: "alpha is 0: no effect"
+  std::vector<std::string> remarks;  ///< what is worth knowing of a change that is made
 };
 
 namespace detail {
@@ -48,15 +51,28 @@ class change_builder {
 
   result<module_changes> build() {
     module_changes out;
+    TENSORSMITH_CHECK(check_algorithm());
     TENSORSMITH_TRY(weight_change_ptr change, choose(out));
+    TENSORSMITH_CHECK(add_elements(change));
     if (module_.has("dora_scale") && change) {
       TENSORSMITH_TRY(change, dora(std::move(change)));
       out.algorithm = "DoRA of " + out.algorithm;
     }
     out.weight = std::move(change);
-    const tensor_ref bias = module_.has("diff_b") ? module_.find("diff_b") : module_.find("b_norm");
-    if (bias) out.bias = std::make_shared<full_change>(bias, static_cast<float>(how_.strength));
+    TENSORSMITH_CHECK(change_bias(out));
     if (!out.weight && !out.bias) return refuse("the parameters of the module make no known algorithm", "those of LoRA, LoHa, LoKr, …", parameters());
+    return out;
+  }
+
+  /// A change of fewer input channels than the weight has: the others stay (an inpainting model's mask and masked image).
+  result<module_changes> build_partial(const tensor_info& whole) {
+    const bool fixed = !module_.has("dora_scale") && (module_.has("lora_down") || module_.has("hada_w1_b") || module_.has("lokr_w2") ||
+                                                     module_.has("lokr_w2_b") || module_.has("diff"));
+    if (!fixed) return refuse("the adapter's shapes do not fit the layer", "a weight " + to_string(whole.shape), parameters());
+    TENSORSMITH_TRY(module_changes out, build());
+    out.weight = std::make_shared<partial_change>(std::move(out.weight), all_.cols);
+    const std::string others = std::to_string(whole.shape[1] - channels_);
+    out.remarks.push_back("the adapter is for " + std::to_string(channels_) + " input channels: the other " + others + " of the layer stay as they are");
     return out;
   }
 
@@ -87,23 +103,52 @@ class change_builder {
     const tensor_ref tensor = module_.find(parameter);
     if (!tensor) return std::optional<double>();
     if (tensor.info().elements() != 1) return refuse("a parameter is no single number", "one element", shape_text(parameter));
+    if (!is_floating(tensor.type())) {
+      TENSORSMITH_TRY(const std::vector<std::int64_t> whole, integers_of(tensor, run_));
+      return std::optional<double>(static_cast<double>(whole[0]));
+    }
     TENSORSMITH_TRY(const std::vector<float> value, floats_of(tensor, run_));
-    if (!std::isfinite(value[0])) return refuse(std::string(parameter) + " is no finite number", "a finite number", std::to_string(value[0]), errc::numeric);
+    if (!std::isfinite(value[0]))
+      return refuse(std::string(parameter) + " is no finite number", "a finite number", std::to_string(value[0]), errc::numeric);
     return std::optional<double>(static_cast<double>(value[0]));
   }
 
   /// alpha / rank, or 1 without alpha.
-  result<double> scale(std::size_t rank, module_changes& out) const {
+  result<double> scale(std::size_t rank, module_changes& out) {
     TENSORSMITH_TRY(const std::optional<double> direct, scalar("scale"));
-    if (direct) return *direct;
-    TENSORSMITH_TRY(const std::optional<double> stored, scalar("alpha"));
-    if (stored && *stored == 0.0) out.notes.push_back("alpha is 0: no effect");
-    if (stored) return *stored / static_cast<double>(rank);
-    if (!how_.default_alpha) return 1.0;
-    return *how_.default_alpha / (how_.rank_stabilised ? std::sqrt(static_cast<double>(rank)) : static_cast<double>(rank));
+    TENSORSMITH_TRY(std::optional<double> alpha, scalar("alpha"));
+    bool stabilised = false;
+    if (direct) return scale_ = *direct;
+    if (!alpha && module_.alpha) alpha = module_.alpha, stabilised = module_.rank_stabilised;
+    else if (!alpha) alpha = how_.default_alpha, stabilised = how_.rank_stabilised;
+    if (!alpha) return scale_ = 1.0;
+    if (*alpha == 0.0) out.notes.push_back("alpha is 0: no effect");
+    return scale_ = *alpha / (stabilised ? std::sqrt(static_cast<double>(rank)) : static_cast<double>(rank));
   }
   /// The strength of an additive change: DoRA's own rules apply theirs.
   double additive() const { return module_.has("dora_scale") && how_.dora != dora_strength::peft ? 1.0 : how_.strength; }
+
+  /// Parameters that would be left over, because another algorithm's come first, are an error: nothing is passed over.
+  result<void> check_algorithm() const {
+    constexpr std::string_view families[] = {"hada_", "lokr_", "oft_", "lora_embedding_", "diff", "w_norm", "set_weight", "a1", "on_input"};
+    std::string_view first;
+    for (const auto& [name, entry] : module_.parameters) {
+      std::string_view family;
+      for (const std::string_view head : families)
+        if (name.starts_with(head) && name != "diff_b") family = head;
+      if (name == "lora_up" || name == "lora_down" || name == "lora_mid") family = "lora_";
+      if (family.empty() || family == first) continue;
+      if (!first.empty()) return refuse("a module mixes the parameters of two algorithms", "those of one", parameters());
+      first = family;
+    }
+    const bool scaled = first == "lora_" || first == "hada_" || first == "lokr_" || first == "a1" || first == "diff";
+    if (module_.has("dora_scale") && !scaled)
+      return refuse("magnitudes of DoRA stand beside an algorithm that has none", "LoRA, LoHa, LoKr, GLoRA or full", parameters());
+    const bool dense = first == "oft_" || first == "on_input" || first == "a1" || first == "lora_embedding_" || first == "set_weight";
+    if (module_.has("bias_values") && dense)
+      return refuse("a sparse difference stands beside an algorithm that has none", "LoRA, LoHa, LoKr or full", parameters(), errc::unsupported);
+    return {};
+  }
 
   result<weight_change_ptr> choose(module_changes& out) {
     if (module_.has("hada_w1_a")) return hadamard(out);
@@ -112,10 +157,81 @@ class change_builder {
     if (module_.has("a1") && module_.has("b1")) return glora(out);
     if (module_.has("on_input")) return scaling(out);
     if (module_.has("lora_down") || module_.has("lora_up") || module_.has("lora_mid")) return low_rank(out);
+    if (module_.has("lora_embedding_A") || module_.has("lora_embedding_B")) return embedding(out);
     if (module_.has("diff") || module_.has("w_norm")) return full(out);
-    if (module_.has("set_weight")) return refuse("replacement weights are not supported", "a change of the weight", "set_weight", errc::unsupported);
-    out.algorithm = module_.has("b_norm") ? "norm" : "full";
+    if (module_.has("set_weight")) return replacement(out);
+    out.algorithm = module_.has("b_norm") ? "norm" : module_.has("set_bias") ? "replacement" : module_.has("bias_values") ? "sparse" : "full";
     return weight_change_ptr();
+  }
+
+  /// Another weight in place of the layer's: PEFT's modules_to_save, ComfyUI's set_weight.
+  result<weight_change_ptr> replacement(module_changes& out) const {
+    const tensor_ref saved = module_.find("set_weight");
+    if (saved.info().elements() != weight_.elements() || (weight_.shape.size() > 1 && of(saved) != all_)) return misfit({"set_weight"});
+    out.algorithm = "replacement";
+    return weight_change_ptr(std::make_shared<replacement_change>(saved, static_cast<float>(how_.strength)));
+  }
+
+  /// PEFT on an embedding: ΔE = scale · (B @ A)ᵀ with A [r, tokens] and B [width, r].
+  result<weight_change_ptr> embedding(module_changes& out) {
+    const tensor_ref a = module_.find("lora_embedding_A"), b = module_.find("lora_embedding_B");
+    if (!a || !b) return refuse("a pair of factors is not complete", "lora_embedding_A and lora_embedding_B", parameters());
+    const bool fits = a.shape().size() == 2 && b.shape().size() == 2 && a.shape()[0] != 0 && a.shape()[0] == b.shape()[1] &&
+                      a.shape()[1] == all_.rows && b.shape()[0] == all_.cols;
+    if (!fits) return misfit({"lora_embedding_A", "lora_embedding_B"});
+    out.algorithm = "LoRA";
+    TENSORSMITH_TRY(const double s, scale(a.shape()[0], out));
+    TENSORSMITH_TRY(const tensor_ref right, transposed(b));
+    return weight_change_ptr(std::make_shared<low_rank_change>(packed_product(a, right, {}, true), static_cast<float>(s * additive())));
+  }
+
+  /// Single elements that old LyCORIS extractions keep beside the factors; they belong to the difference that the scale multiplies.
+  result<void> add_elements(weight_change_ptr& change) {
+    if (!module_.has("bias_indices") && !module_.has("bias_values")) return {};
+    const tensor_ref indices = module_.find("bias_indices"), values = module_.find("bias_values"), size = module_.find("bias_size");
+    if (!indices || !values || !size) return refuse("a sparse difference is not complete", "bias_indices, bias_values and bias_size", parameters());
+    sparse_elements stored{indices, values, {}};
+    TENSORSMITH_TRY(const std::vector<std::int64_t> extents, integers_of(size, run_));
+    std::size_t count = extents.empty() ? 0 : 1;
+    for (const std::int64_t extent : extents) {
+      const auto wide = static_cast<std::uint64_t>(extent);
+      if (extent <= 0 || wide > weight_.elements() || count > weight_.elements() / wide) return misfit_sparse(extents);
+      stored.extents.push_back(static_cast<std::size_t>(wide)), count *= wide;
+    }
+    const shape_type& shape = indices.shape();
+    const bool fits = count == weight_.elements() && stored.extents[0] == weight_.shape[0] && shape.size() == 2 && shape[0] == extents.size() &&
+                      shape[1] == values.info().elements();
+    if (!fits) return misfit_sparse(extents);
+    if (!change) {
+      module_changes alone;
+      TENSORSMITH_CHECK(scale(1, alone));
+    }
+    auto elements = std::make_shared<sparse_change>(std::move(stored), all_, static_cast<float>(scale_ * additive()));
+    if (change) change = std::make_shared<combined_change>(std::move(change), std::move(elements));
+    else change = std::move(elements);
+    return {};
+  }
+  failure misfit_sparse(const std::vector<std::int64_t>& extents) const {
+    std::string size;
+    for (const std::int64_t extent : extents) size += (size.empty() ? "" : ", ") + std::to_string(extent);
+    return refuse("the adapter's shapes do not fit the layer", "a sparse difference of a weight " + to_string(weight_.shape),
+                  "bias_size [" + size + "], " + shape_text("bias_indices") + ", " + shape_text("bias_values"));
+  }
+
+  /// The bias of the layer: a difference (diff_b, b_norm), PEFT's lora_B.bias with the scale of its factors, or another bias.
+  result<void> change_bias(module_changes& out) const {
+    std::string_view found;
+    for (const std::string_view name : {"diff_b", "b_norm", "lora_bias", "set_bias"}) {
+      if (!module_.has(name)) continue;
+      if (!found.empty()) return refuse("a module changes its bias twice", "one change", std::string(found) + " and " + std::string(name));
+      found = name;
+    }
+    if (found.empty()) return {};
+    out.stored_bias = module_.find(found);
+    if (found == "lora_bias" && !out.weight) return refuse("a pair of factors is not complete", "lora_down and lora_up", parameters());
+    if (found == "set_bias") out.bias = std::make_shared<replacement_change>(out.stored_bias, static_cast<float>(how_.strength));
+    else out.bias = std::make_shared<full_change>(out.stored_bias, static_cast<float>(how_.strength * (found == "lora_bias" ? scale_ : 1.0)));
+    return {};
   }
 
   result<weight_change_ptr> low_rank(module_changes& out) {
@@ -207,10 +323,12 @@ class change_builder {
     // Newer files store a1 [in, r], a2 [r, in], b1 [out, r], b2 [r, in]; older ones a1 [r, in], a2 [in, r], b1 [r, in], b2 [out, r].
     const bool newer = of(b1).rows == all_.rows && of(a1).rows == channels_ && of(a2).cols == channels_ && of(b2).rows == of(b1).cols;
     const bool older = of(b2).rows == all_.rows && of(a2).rows == channels_ && of(a1).cols == channels_ && of(b1).rows == of(b2).cols;
-    const bool turned = older && (!newer || (of(b2).cols == of(b1).rows && all_.rows == all_.cols && of(a2).rows == all_.rows && of(a1).rows < of(a1).cols));
+    const bool square = of(b2).cols == of(b1).rows && all_.rows == all_.cols && of(a2).rows == all_.rows && of(a1).rows < of(a1).cols;
+    const bool turned = older && (!newer || square);
     if (!newer && !older) return misfit({"a1", "a2", "b1", "b2"});
     const tensor_ref &up = turned ? b2 : b1, &down = turned ? b1 : b2;
-    if (bm && (turned || bm.shape().size() != 4 || bm.shape()[1] != of(down).rows || bm.shape()[2] * bm.shape()[3] != positions_)) return misfit({"bm"});
+    if (bm && (turned || bm.shape().size() != 4 || bm.shape()[1] != of(down).rows || bm.shape()[2] * bm.shape()[3] != positions_))
+      return misfit({"bm"});
     if (of(down).cols != (bm ? channels_ : all_.cols)) return misfit({"b1", "b2"});
     out.algorithm = "GLoRA";
     TENSORSMITH_TRY(const double s, scale(turned ? of(a1).rows : of(a2).rows, out));
@@ -230,7 +348,8 @@ class change_builder {
     if (shape.size() < 3 || shape.size() > 4 || shape.back() != shape[shape.size() - 2] || shape.back() == 0) return misfit({blocks});
     const std::size_t b = shape.back(), groups = shape[shape.size() - 3];
     if (groups * b != all_.rows) return misfit({blocks});
-    if (butterfly && (b % 2 != 0 || shape[0] == 0 || shape[0] > 32 || all_.rows % ((std::size_t{1} << shape[0]) * (b / 2)) != 0)) return misfit({blocks});
+    if (butterfly && (b % 2 != 0 || shape[0] == 0 || shape[0] > 32 || all_.rows % ((std::size_t{1} << shape[0]) * (b / 2)) != 0))
+      return misfit({blocks});
     if (p.rescale && p.rescale.info().elements() != all_.rows) return misfit({"rescale"});
     p.rule = std::string_view(module_.name).starts_with("oft_unet_") ? oft_constraint::kohya : oft_constraint::lycoris;
     TENSORSMITH_TRY(const std::optional<double> alpha, scalar("alpha"));
@@ -257,15 +376,25 @@ class change_builder {
   const adapter_strength& how_;
   const job& run_;
   std::size_t positions_ = 1, channels_ = 0;
+  double scale_ = 1;  // of the difference that was built last
 };
+
+/// The channels of a model without a mask, and of the inpainting models made from it.
+inline constexpr std::size_t latent_channels = 4, inpainting_channels = 9;
 
 }  // namespace detail
 
-/// The change that a module makes to a layer with this weight. Small tensors (alpha) are read. @fails mismatch (shapes, with both sides), numeric (alpha),
-/// unsupported (replacement weights)
+/// The change that a module makes to a layer with this weight. Small tensors (alpha) are read. A fixed difference for 4 input channels is taken for a
+/// convolution of 9: an inpainting model's mask and masked image are not touched. @fails mismatch (shapes, with both sides; parameters missing,
+/// or of several algorithms), numeric (alpha), unsupported (sparse differences where no tool makes them)
 inline result<module_changes> make_changes(const adapter_layer& module, const std::string& file, const tensor_info& weight,
                                            const adapter_strength& how, const job& run) {
-  return detail::change_builder(module, file, weight, how, run).build();
+  auto built = detail::change_builder(module, file, weight, how, run).build();
+  if (built || built.error().code != errc::mismatch || weight.shape.size() != 4 || weight.shape[1] != detail::inpainting_channels) return built;
+  tensor_info narrow = weight;
+  narrow.shape[1] = detail::latent_channels;
+  auto partial = detail::change_builder(module, file, narrow, how, run).build_partial(weight);
+  return partial ? std::move(partial) : std::move(built);
 }
 
 TENSORSMITH_END_NAMESPACE

@@ -129,7 +129,7 @@ inline value_id vae_decoder_body(graph_builder& b, value_id x, const autoencoder
 inline result<graph> build_vae_encoder(const json_value& config, parameter_source& parameters, const io_interface& io, const arch_options& options) {
   const std::string component = options.component.empty() ? "vae" : options.component;
   TENSORSMITH_TRY(const autoencoder_kl_config c, read_autoencoder_kl_config(config, component + "/config.json"));
-  graph_builder b("vae_encoder", parameters, options.compute);
+  graph_builder b("vae_encoder", parameters, options.compute, options.overflow, options.tally);
   const dtype outside = io.vae_encoder_in_f32 ? dtype::f32 : io.io_float;
   const std::int64_t multiple = std::int64_t{1} << (c.channels.size() - 1);
   const dim batch = b.dynamic(io.batch), height = b.dynamic(io.image_height, multiple), width = b.dynamic(io.image_width, multiple);
@@ -146,7 +146,7 @@ inline result<graph> build_vae_encoder(const json_value& config, parameter_sourc
 inline result<graph> build_vae_decoder(const json_value& config, parameter_source& parameters, const io_interface& io, const arch_options& options) {
   const std::string component = options.component.empty() ? "vae" : options.component;
   TENSORSMITH_TRY(const autoencoder_kl_config c, read_autoencoder_kl_config(config, component + "/config.json"));
-  graph_builder b("vae_decoder", parameters, options.compute);
+  graph_builder b("vae_decoder", parameters, options.compute, options.overflow, options.tally);
   const dim batch = b.dynamic(io.batch), height = b.dynamic(io.latent_height), width = b.dynamic(io.latent_width);
   const value_id latent = b.input("latent_sample", io.io_float, {batch, dim(c.latent_channels), height, width});
   value_id x = ops::cast(b, latent, options.compute);

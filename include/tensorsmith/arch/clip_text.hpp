@@ -122,7 +122,7 @@ inline value_id clip_layer(graph_builder& b, const clip_text_config& c, std::siz
 inline result<graph> build_clip_text(const json_value& config, parameter_source& parameters, const io_interface& io, const arch_options& options) {
   const std::string component = options.component.empty() ? "text_encoder" : options.component;
   TENSORSMITH_TRY(const clip_text_config c, read_clip_text_config(config, component + "/config.json", parameters));
-  graph_builder b(component, parameters, options.compute);
+  graph_builder b(component, parameters, options.compute, options.overflow, options.tally);
   const value_id input_ids = b.input("input_ids", io.input_ids, {b.dynamic(io.batch), b.dynamic(io.sequence)});
   std::vector<value_id> states;
   value_id last = value_id::none, pooled = value_id::none;

@@ -59,7 +59,9 @@ inline result<derived_config> derive_clip_config(const std::string& component, c
   config.set("attention_dropout", 0.0);
   config.set("bos_token_id", 0);
   config.set("dropout", 0.0);
-  config.set("eos_token_id", 2);
+  // With 2, transformers pools at the largest id of a prompt; that is the end marker only as long as no token was added behind it.
+  constexpr std::size_t published = 49408;
+  config.set("eos_token_id", shape.vocabulary > published ? detail::integer(published - 1) : 2);
   config.set("hidden_act", quick ? "quick_gelu" : "gelu");
   config.set("hidden_size", detail::integer(shape.width));
   config.set("initializer_factor", 1.0);

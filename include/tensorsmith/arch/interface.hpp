@@ -7,11 +7,13 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <optional>
 #include <string>
 #include <string_view>
 
 #include "tensorsmith/core/dtype.hpp"
+#include "tensorsmith/tensor/cast.hpp"
 
 TENSORSMITH_BEGIN_NAMESPACE
 
@@ -76,6 +78,8 @@ struct arch_options {
   dtype compute = dtype::f32;           ///< type of weights and activations: f32 or f16
   std::string component{};              ///< the model's folder, for messages and the graph's name; empty: the usual one
   bool last_state_but_one = false;      ///< text encoders: the pipeline (SDXL) reads hidden_states[-2]
+  cast_overflow overflow = cast_overflow::error;  ///< of a weight's finite values that do not fit `compute`
+  std::shared_ptr<cast_tally> tally{};  ///< counts them where that is no error
   std::optional<std::size_t> text_embeds_width{};  ///< SDXL UNets: width of text_embeds; without it the widths of the published models decide
 };
 

@@ -69,7 +69,8 @@ inline constexpr std::string_view adapter_parameters[] = {
     "lora_down", "lora_up", "lora_mid", "alpha", "dora_scale", "scale", "bias_indices", "bias_values", "bias_size", "diff", "diff_b",
     "hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "hada_t1", "hada_t2",
     "lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b", "lokr_t1", "lokr_t2",
-    "oft_blocks", "oft_diag", "rescale", "a1", "a2", "b1", "b2", "bm", "on_input", "weight", "w_norm", "b_norm", "set_weight"};
+    "oft_blocks", "oft_diag", "rescale", "a1", "a2", "b1", "b2", "bm", "on_input", "weight", "w_norm", "b_norm", "set_weight",
+    "set_bias", "lora_bias", "lora_embedding_A", "lora_embedding_B"};
 
 constexpr std::uint64_t adapter_bit(std::string_view name) noexcept {
   for (std::size_t i = 0; i < std::size(adapter_parameters); ++i)
@@ -78,18 +79,18 @@ constexpr std::uint64_t adapter_bit(std::string_view name) noexcept {
 }
 static_assert(std::size(adapter_parameters) <= 64);
 
-/// How the families with dots end a name, and the parameter that it is.
+/// The parameter of a bit, empty for none.
+constexpr std::string_view parameter_of_bit(std::uint64_t bit) noexcept {
+  for (std::size_t i = 0; i < std::size(adapter_parameters); ++i)
+    if (bit == std::uint64_t{1} << i) return adapter_parameters[i];
+  return {};
+}
+
+/// How the families with dots end a name, and the parameter that it is. PEFT's own endings: see split_peft_name.
 inline constexpr std::pair<std::string_view, std::string_view> dotted_endings[] = {
-    {"_lora.down.weight", "lora_down"}, {"_lora.up.weight", "lora_up"},
-    {".lora.down.weight", "lora_down"}, {".lora.up.weight", "lora_up"},
-    {".lora_linear_layer.down.weight", "lora_down"}, {".lora_linear_layer.up.weight", "lora_up"},
-    {".lora_A.weight", "lora_down"}, {".lora_B.weight", "lora_up"},
-    {".lora_A.default.weight", "lora_down"}, {".lora_B.default.weight", "lora_up"},
-    {".lora_A.default_0.weight", "lora_down"}, {".lora_B.default_0.weight", "lora_up"},
-    {".lora_embedding_A", "lora_down"}, {".lora_embedding_B", "lora_up"},
-    {".lora_B.bias", "diff_b"},
-    {".lora_magnitude_vector", "dora_scale"}, {".lora_magnitude_vector.weight", "dora_scale"},
-    {".lora_magnitude_vector.default.weight", "dora_scale"},
+    {"_lora.down.weight", "lora_down"}, {"_lora.up.weight", "lora_up"}, {"_lora.alpha", "alpha"},
+    {".lora.down.weight", "lora_down"}, {".lora.up.weight", "lora_up"}, {".lora.alpha", "alpha"},
+    {".lora_linear_layer.down.weight", "lora_down"}, {".lora_linear_layer.up.weight", "lora_up"}, {".lora_linear_layer.alpha", "alpha"},
     {".lora_down.weight", "lora_down"}, {".lora_up.weight", "lora_up"}, {".lora_mid.weight", "lora_mid"}};
 
 /// Prefixes of module names whose dots became underscores, and the part of the model that they stand for.
@@ -109,31 +110,84 @@ inline const std::pair<std::string_view, std::string_view>* underscored_prefix(s
 
 /// A tensor's name as module and parameter; `bit` 0: no parameter known here.
 struct adapter_key {
-  std::string_view module;
+  std::string module;
   std::uint64_t bit = 0;
 };
 
-inline adapter_key split_adapter_name(std::string_view name) noexcept {
+/// Takes `.weight` or `.bias` from the end of a name and says which it was.
+inline std::string_view take_kind(std::string_view& name) noexcept {
+  for (const std::string_view kind : {".weight", ".bias"})
+    if (name.ends_with(kind)) {
+      name.remove_suffix(kind.size());
+      return kind.substr(1);
+    }
+  return {};
+}
+
+/// `.lora_A.weight`, `.lora_A.default.weight` and the like: in the memory of PEFT the adapter's name stands behind the parameter's.
+inline std::optional<adapter_key> split_peft_name(std::string_view name) {
+  struct mark {
+    std::string_view text, weight, bias;
+  };
+  constexpr mark marks[] = {{".lora_A", "lora_down", ""}, {".lora_B", "lora_up", "lora_bias"}, {".lora_magnitude_vector", "dora_scale", ""},
+                            {".lora_embedding_A", "lora_embedding_A", ""}, {".lora_embedding_B", "lora_embedding_B", ""}};
+  for (const mark& m : marks) {
+    const std::size_t at = name.rfind(m.text);
+    if (at == std::string_view::npos) continue;
+    std::string_view rest = name.substr(at + m.text.size());
+    const std::string_view kind = take_kind(rest);
+    if (!rest.empty() && (rest[0] != '.' || rest.find('.', 1) != std::string_view::npos)) continue;
+    return adapter_key{std::string(name.substr(0, at)), adapter_bit(kind == "bias" ? m.bias : m.weight)};
+  }
+  return std::nullopt;
+}
+
+/// Parameters that PEFT saves whole: those of `modules_to_save`, and biases that were trained in place.
+inline std::optional<adapter_key> split_saved_name(std::string_view name) {
+  constexpr std::string_view wrapper = "base_model.model.", saved = ".modules_to_save", base = ".base_layer";
+  const std::size_t at = name.find(saved);
+  const bool marked = at != std::string_view::npos && name.substr(at + saved.size()).starts_with(".");
+  if (!marked && !name.starts_with(wrapper)) return std::nullopt;
+  std::string_view rest = name;
+  const std::string_view kind = take_kind(rest);
+  if (kind.empty()) return std::nullopt;
+  if (!marked) {
+    const bool inner = rest.ends_with(base);
+    if (inner && kind == "weight") return std::nullopt;  // the base's own weight, of a whole model
+    if (inner) rest.remove_suffix(base.size());
+    return adapter_key{std::string(rest), adapter_bit(kind == "bias" ? "set_bias" : "set_weight")};
+  }
+  std::string module(rest.substr(0, at));
+  rest.remove_prefix(std::min(rest.size(), at + saved.size()));
+  if (!rest.empty()) rest.remove_prefix(1);
+  rest.remove_prefix(std::min(rest.find('.'), rest.size()));  // the adapter's name
+  return adapter_key{module + std::string(rest), adapter_bit(kind == "bias" ? "set_bias" : "set_weight")};
+}
+
+inline adapter_key split_adapter_name(std::string_view name) {
   if (underscored_prefix(name)) {  // the first dot ends the module
     const std::size_t dot = name.find('.');
-    if (dot == std::string_view::npos) return {name, 0};
+    if (dot == std::string_view::npos) return {std::string(name), 0};
     std::string_view parameter = name.substr(dot + 1);
     if (parameter.ends_with(".weight")) parameter.remove_suffix(7);
-    return {name.substr(0, dot), adapter_bit(parameter)};
+    return {std::string(name.substr(0, dot)), adapter_bit(parameter)};
   }
+  if (auto found = split_peft_name(name)) return std::move(*found);
   for (const auto& [ending, parameter] : dotted_endings)
-    if (name.ends_with(ending)) return {name.substr(0, name.size() - ending.size()), adapter_bit(parameter)};
+    if (name.ends_with(ending)) return {std::string(name.substr(0, name.size() - ending.size())), adapter_bit(parameter)};
   std::string_view rest = name;
   if (rest.ends_with(".weight")) rest.remove_suffix(7);
   const std::size_t dot = rest.rfind('.');
-  if (dot == std::string_view::npos) return {name, 0};
+  if (dot == std::string_view::npos) return {std::string(name), 0};
   // `weight`, `scale`, `a1` and the like mean nothing without the prefixes above.
-  constexpr std::string_view telling[] = {"lora_", "alpha", "dora_scale", "hada_", "lokr_", "oft_", "diff_b", "w_norm", "b_norm"};
+  constexpr std::string_view telling[] = {"lora_", "alpha", "dora_scale", "hada_", "lokr_", "oft_", "diff_b", "w_norm", "b_norm", "set_weight",
+                                         "bias_indices", "bias_values", "bias_size"};
   const std::string_view last = rest.substr(dot + 1);
   for (const std::string_view head : telling)
-    if (last.starts_with(head)) return {rest.substr(0, dot), adapter_bit(last)};
-  if (last == "diff") return {rest.substr(0, dot), adapter_bit(last)};
-  return {name, 0};
+    if (last.starts_with(head)) return {std::string(rest.substr(0, dot)), adapter_bit(last)};
+  if (last == "diff") return {std::string(rest.substr(0, dot)), adapter_bit(last)};
+  if (auto found = split_saved_name(name)) return std::move(*found);
+  return {std::string(name), 0};
 }
 
 /// `unet:12:up`: the part, or nothing.
@@ -151,7 +205,10 @@ inline std::string_view dotted_part(std::string_view module) noexcept {
     if (module.starts_with(wrapper)) module.remove_prefix(wrapper.size());
   for (const std::string_view part : {"unet", "text_encoder_2", "text_encoder", "transformer"})
     if (module.size() > part.size() && module.starts_with(part) && module[part.size()] == '.') return part;
-  return has_text(module, "text_model.") || has_text(module, "self_attn.") ? "text_encoder" : "unet";
+  // transformers 5 leaves "text_model." out
+  const bool text = has_text(module, "text_model.") || has_text(module, "self_attn.") || module.starts_with("encoder.layers.") ||
+                    module.starts_with("embeddings.") || module.starts_with("final_layer_norm");
+  return text ? "text_encoder" : "unet";
 }
 
 /// What the tensors of one module tell.
@@ -172,6 +229,7 @@ struct adapter_module {
     if (is("lora_down") || is("hada_w1_b")) rank = extent(0), input[0] = extent(1), wide = true;
     if (is("lora_down") && shape.size() == 4) kernel = shape[2] * shape[3];
     if (is("lora_mid") && shape.size() == 4) kernel = shape[2] * shape[3];
+    if (is("lora_embedding_A")) rank = extent(0);
     if (is("lokr_w1") || is("lokr_w1_b")) input[0] = extent(1), wide = true;
     if (is("lokr_w2") || is("lokr_w2_b")) input[1] = extent(1);
     if (is("lokr_w2_b") || (is("lokr_w1_b") && rank == 0)) rank = extent(0);
@@ -190,9 +248,11 @@ struct adapter_module {
     else if (has("a1") && has("b1")) name = "GLoRA";
     else if (has("on_input")) name = "(IA)3";
     else if (has("lora_down") && has("lora_up")) name = has("lora_mid") ? "LoCon (Tucker)" : kernel > 1 ? "LoCon" : "LoRA";
+    else if (has("lora_embedding_A") && has("lora_embedding_B")) name = "LoRA";
     else if (has("diff") || has("diff_b")) name = "full";
     else if (has("w_norm") || has("b_norm")) name = "norm";
-    else if (has("set_weight")) name = "replacement";
+    else if (has("set_weight") || has("set_bias")) name = "replacement";
+    else if (has("bias_indices") && has("bias_values")) name = "sparse";
     if (!name.empty() && has("dora_scale")) name = "DoRA of " + name;
     return name;
   }
@@ -216,9 +276,10 @@ class adapter_modules {
         out_.unknown.push_back(entry.name);
         continue;
       }
-      adapter_module& module = modules_[key.module];
-      const auto* row = underscored_prefix(key.module);
-      module.part = row ? row->second : dotted_part(key.module);
+      const auto at = modules_.try_emplace(key.module).first;
+      adapter_module& module = at->second;
+      const auto* row = underscored_prefix(at->first);
+      module.part = row ? row->second : dotted_part(at->first);
       module.add(key.bit, entry.tensor.shape());
     }
     for (const auto& [name, module] : modules_) count(name, module);
@@ -263,7 +324,7 @@ class adapter_modules {
   }
 
   adapter_description& out_;
-  std::map<std::string_view, adapter_module> modules_;
+  std::map<std::string, adapter_module> modules_;
   std::size_t width_ = 0, text_width_ = 0;
   std::string_view width_name_, deep_name_, text_name_;
 };
@@ -282,7 +343,7 @@ inline std::optional<adapter_family> lora_family(const catalog& tensors, std::st
     }
     if (split_adapter_name(name).bit == 0) continue;
     const bool peft = has_text(name, ".lora_A.") || has_text(name, ".lora_B.") || has_text(name, "lora_magnitude_vector") ||
-                      has_text(name, ".lora_embedding_");
+                      has_text(name, ".lora_embedding_") || has_text(name, ".modules_to_save.") || name.starts_with("base_model.model.");
     const bool old = has_text(name, "_lora.down.") || has_text(name, "_lora.up.") || has_text(name, ".lora.down.") ||
                      has_text(name, ".lora.up.") || has_text(name, "lora_linear_layer");
     const std::size_t kind = underscored_prefix(name) ? 0 : peft ? 1 : old ? 2 : 3;

@@ -9,6 +9,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <map>
+#include <memory>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -28,6 +29,8 @@ TENSORSMITH_BEGIN_NAMESPACE
 struct build_options {
   io_interface io{};                  ///< names and forms of inputs and outputs
   std::optional<tensorsmith::v0::dtype> dtype{};  ///< f32 or f16: what the graphs store and compute in; nothing: as stored
+  cast_overflow overflow = cast_overflow::error;  ///< of a weight's finite values that do not fit that type
+  std::shared_ptr<cast_tally> tally{};            ///< counts them where that is no error
   tensorsmith::v0::dtype io_float = tensorsmith::v0::dtype::f32;  ///< type of floating-point inputs and outputs: f32 or f16
 };
 
@@ -123,6 +126,7 @@ class stable_diffusion_builder {
     arch_options out;
     out.compute = compute_of(c);
     out.component = c.name;
+    out.overflow = options_.overflow, out.tally = options_.tally;
     out.last_state_but_one = xl_;
     if (c.name == "unet") out.text_embeds_width = text_embeds_width(c.config);
     return out;

@@ -265,6 +265,7 @@ inline result<package> recognize_stable_diffusion(package in, const open_options
     file.ignored = std::move(in.components[0].ignored);
     file.metadata = std::move(in.metadata);
     file.global_step = in.global_step;
+    file.scalars = std::move(in.scalars);
     return detail::checkpoint_opening(in.source, options, run).open(std::move(file));
   }
   const std::string source = in.source;  // the opening refers to its path until it is done

@@ -8,12 +8,15 @@
 #include <algorithm>
 #include <array>
 #include <cstddef>
+#include <cstdint>
+#include <map>
 #include <optional>
 #include <string>
 #include <string_view>
 #include <utility>
 #include <vector>
 
+#include "tensorsmith/arch/added_tokens.hpp"
 #include "tensorsmith/arch/checkpoint_catalogs.hpp"
 #include "tensorsmith/arch/config_overrides.hpp"
 #include "tensorsmith/arch/derive_config.hpp"
@@ -398,10 +401,54 @@ class checkpoint_opening {
     const bool beside_config = given.empty() && !overrides_.source.empty() && is_diffusers_folder(overrides_.source);
     const std::string neighbour = beside_config ? overrides_.source : std::string(parent_path(path_));
     TENSORSMITH_CHECK(add_tokenizers(out_.side_files, family_, parts, given, neighbour, run_));
+    TENSORSMITH_CHECK(restore_tokens());
     if (parts.feature_extractor)
       out_.side_files.push_back(json_side_file("feature_extractor/preprocessor_config.json", make_preprocessor_config()));
     out_.index = overrides_.index ? *overrides_.index
                                   : make_model_index(family_, task(), parts, cls && cls->as_string() ? *cls->as_string() : "DDIMScheduler");
+    return {};
+  }
+
+  /// Tokens that were added to the file's text encoders before: their names stand in its metadata, the tokenizers get them here.
+  result<void> restore_tokens() {
+    auto metadata = file_.metadata;
+    for (const auto& [key, value] : file_.scalars)
+      if (key == added_tokens_key && value.as_string()) metadata.emplace_back(key, *value.as_string());
+    TENSORSMITH_TRY(const std::vector<token_row> tokens, tokens_of_metadata(metadata, path_, run_.limits));
+    if (tokens.empty()) return {};
+    for (const text_part& text : text_) {
+      component* const part = find(text.name);
+      if (static_cast<std::size_t>(tokens.back().id) >= text.shape.vocabulary)
+        return failure{.code = errc::mismatch, .what = "the file's metadata name a token that its text encoder has no row for", .file = path_,
+                       .place = "token " + quoted(tokens.back().token), .expected = "an id below " + std::to_string(text.shape.vocabulary),
+                       .found = std::to_string(tokens.back().id)};
+      if (const json_value* end = part ? part->config.find("eos_token_id") : nullptr; end && *end == json_value(2) && tokens[0].id > 0)
+        part->config.set("eos_token_id", tokens[0].id - 1);
+    }
+    TENSORSMITH_CHECK(add_tokens_to_metadata(out_.metadata, tokens, path_, run_.limits));
+    for (const char* folder : {"tokenizer", "tokenizer_2"}) {
+      TENSORSMITH_TRY(auto known, read_tokenizer(out_.side_files, folder, run_.limits));
+      if (!known) continue;
+      TENSORSMITH_CHECK(check_restored(*known, tokens));
+      TENSORSMITH_CHECK(add_tokens(out_.side_files, *known, tokens, run_.limits));
+      run_.info(folder, std::to_string(tokens.size()) + " tokens that the file names are added, " + quoted(tokens[0].token) + " first");
+    }
+    return {};
+  }
+
+  /// @fails mismatch if the tokenizer has other tokens under the ids of the file
+  result<void> check_restored(const tokenizer_vocabulary& known, const std::vector<token_row>& tokens) const {
+    const auto refuse = [&](const token_row& row, std::string found) {
+      return failure{.code = errc::mismatch, .what = "the " + known.folder + " does not fit the tokens that were added to the file", .file = path_,
+                     .place = "token " + quoted(row.token), .expected = "the id " + std::to_string(row.id), .found = std::move(found),
+                     .advice = "pass --tokenizer DIR with the tokenizer of the original model"};
+    };
+    std::map<std::int64_t, std::string_view> names;
+    for (const auto& [token, id] : known.ids) names.emplace(id, token);
+    for (const token_row& row : tokens) {
+      if (const auto own = known.find(row.token); own && *own != row.id) return refuse(row, std::to_string(*own));
+      if (const auto other = names.find(row.id); other != names.end() && other->second != row.token) return refuse(row, quoted(other->second) + " there");
+    }
     return {};
   }
 

@@ -216,7 +216,7 @@ inline result<graph> build_unet2d_condition(const json_value& config, parameter_
   if (c.added_width != 0) {
     TENSORSMITH_TRY(time_ids, detail::unet_time_ids(c, options, file));
   }
-  graph_builder b(component, parameters, options.compute);
+  graph_builder b(component, parameters, options.compute, options.overflow, options.tally);
   const detail::unet_inputs in = detail::declare_unet_inputs(b, c, io, time_ids);
   const value_id text = ops::cast(b, in.text, options.compute);
   value_id x = ops::cast(b, in.sample, options.compute);

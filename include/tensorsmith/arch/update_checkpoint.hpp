@@ -22,8 +22,17 @@ struct changed_weight {
   std::string component, name;
 };
 
+namespace detail {
+
+/// True if `after` is `before` with more rows: a token embedding that tokens were added to.
+inline bool gained_rows(const shape_type& before, const shape_type& after) noexcept {
+  return before.size() == 2 && after.size() == 2 && before[1] == after[1] && after[0] > before[0];
+}
+
+}  // namespace detail
+
 /// The tensors of `original` (a single file), those that hold a changed weight of `model` taken from there: `model` was recognised from the
-/// same file and names its tensors' origins. Stacked projections are stacked again, transposed ones turned back.
+/// same file and names its tensors' origins. Stacked projections are stacked again, transposed ones turned back; a matrix may have gained rows.
 /// @fails mismatch if a changed weight has no place in the file
 inline result<catalog> update_checkpoint(const catalog& original, const package& model, const std::vector<changed_weight>& changed, job& run) {
   TENSORSMITH_TRY(const catalog named, checkpoint_catalog(model, run));
@@ -43,7 +52,7 @@ inline result<catalog> update_checkpoint(const catalog& original, const package&
     if (after.shape() != before.tensor.shape() && after.info().elements() == before.tensor.info().elements() && !renamed) {
       TENSORSMITH_TRY(after, reshaped(after, before.tensor.shape()));
     }
-    if (after.shape() != before.tensor.shape())
+    if (after.shape() != before.tensor.shape() && !detail::gained_rows(before.tensor.shape(), after.shape()))
       return failure{.code = errc::unsupported, .what = "a changed weight cannot be written under the names of this checkpoint", .file = model.source,
                      .place = "tensor " + quoted(at->second), .expected = to_string(before.tensor.shape()), .found = to_string(after.shape()),
                      .advice = "write a pipeline folder instead"};

@@ -34,6 +34,10 @@ struct limits {
   std::uint64_t pickle_integer_bytes = 16;
   std::uint64_t zip_entries = 1'000'000;
   std::uint64_t zip_directory_bytes = 256u << 20;
+  std::uint64_t onnx_nodes = 250'000;           ///< nodes of a graph and of the graphs inside it
+  std::uint64_t onnx_values = 1'000'000;        ///< inputs and outputs of all nodes
+  std::uint64_t onnx_initializers = 65'536;     ///< tensors of a graph, those in attributes of nodes included
+  std::uint64_t onnx_depth = 32;                ///< graphs inside attributes of nodes, one inside the other
   std::uint64_t expansion = 100;  ///< bytes produced per byte stored, beyond 64 MiB (deflated entries, repeated elements)
   bool check_crc = true;        ///< verify the CRC-32 of zip entries that are read
   bool allow_suspicious = false;  ///< read pickles that name globals of the block list (nothing runs either way)

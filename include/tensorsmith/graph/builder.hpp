@@ -8,6 +8,7 @@
 
 #include <cstring>
 #include <map>
+#include <memory>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -28,8 +29,10 @@ TENSORSMITH_BEGIN_NAMESPACE
 class graph_builder {
  public:
   /// @param compute the floating type of weights and activations, f32 or f16
-  graph_builder(std::string name, parameter_source& parameters, dtype compute)
-      : parameters_(parameters), compute_(compute), types_(model_) {
+  /// @param overflow what a weight's finite value does that does not fit the type; `tally` counts them where that is no error
+  graph_builder(std::string name, parameter_source& parameters, dtype compute, cast_overflow overflow = cast_overflow::error,
+                std::shared_ptr<cast_tally> tally = {})
+      : parameters_(parameters), compute_(compute), overflow_(overflow), tally_(std::move(tally)), types_(model_) {
     model_.name = std::move(name);
   }
   graph_builder(const graph_builder&) = delete;
@@ -107,7 +110,7 @@ class graph_builder {
     if (const auto at = by_name_.find(name); at != by_name_.end()) return at->second;
     auto taken = parameters_.take(name, shape);
     if (!taken) return fail(std::move(taken).error()), value_id::none;
-    auto typed = cast(*taken, compute_);
+    auto typed = cast(*taken, compute_, overflow_, tally_);
     if (!typed) return fail(std::move(typed).error()), value_id::none;
     const value_id id = model_.add({values_.take(name), compute_, dims(shape.begin(), shape.end())});
     model_.initializers.push_back({id, std::move(*typed)});
@@ -169,6 +172,8 @@ class graph_builder {
   graph model_;
   parameter_source& parameters_;
   dtype compute_;
+  cast_overflow overflow_;
+  std::shared_ptr<cast_tally> tally_;
   type_inference types_;
   std::optional<failure> failure_;
   std::string dotted_, slashed_;

@@ -83,7 +83,7 @@ class pinned_entry final : public byte_source {
   }
   void unpin() noexcept {
     const std::lock_guard lock(mutex_);
-    if (users_ > 0 && --users_ == 0) bytes_ = {}, error_ = {};
+    if (users_ > 0 && --users_ == 0) bytes_ = decltype(bytes_)(), error_ = {};
   }
 
   result<void> read_at(std::uint64_t offset, std::span<std::byte> out) const override {

@@ -6,6 +6,7 @@
 // allocation. merge/simd.hpp adds vector kernels.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 
 #include "tensorsmith/merge/matrix.hpp"
@@ -28,10 +29,11 @@ constexpr std::size_t packed_floats(std::size_t r, std::size_t n) noexcept {
 /// Rearranges the right factor `down` [r, n] into panels [r, panel_cols], one after the other, the last one filled with zeros: the kernel
 /// then reads memory in order. `packed` holds packed_floats(r, n) floats.
 inline void pack_panels(const_matrix down, float* packed) noexcept {
-  for (std::size_t first = 0; first < down.cols; first += panel_cols)
-    for (std::size_t k = 0; k < down.rows; ++k)
-      for (std::size_t j = 0; j < panel_cols; ++j)
-        *packed++ = first + j < down.cols ? down.row(k)[first + j] : 0.0F;
+  for (std::size_t first = 0; first < down.cols; first += panel_cols) {
+    const std::size_t n = std::min(panel_cols, down.cols - first);
+    for (std::size_t k = 0; k < down.rows; ++k, packed += panel_cols)
+      std::fill(std::copy(down.row(k) + first, down.row(k) + first + n, packed), packed + panel_cols, 0.0F);
+  }
 }
 
 /// A packed right factor [r, n].
@@ -40,6 +42,9 @@ struct packed_factor {
   std::size_t r = 0, n = 0;
   const float* panel(std::size_t index) const noexcept { return data + index * panel_cols * r; }
 };
+
+/// A kernel of W += s · up @ down, as add_low_rank below; merge/simd.hpp chooses one.
+using low_rank_kernel = void (*)(matrix w, std::size_t first_col, const_matrix up, packed_factor down, float s) noexcept;
 
 namespace detail {
 

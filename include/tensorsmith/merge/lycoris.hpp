@@ -48,9 +48,15 @@ inline void add_kronecker(matrix w, std::size_t first_row, const_matrix w1, cons
 /// (IA)³ on the input: w[o, i, …] *= 1 + m · scale[i], columns in groups of `positions` an input channel. `first_col` is the tile's first
 /// column in W.
 inline void scale_columns(matrix w, std::size_t first_col, std::size_t positions, const float* scale, float m) noexcept {
-  for (std::size_t i = 0; i < w.rows; ++i) {
-    float* const out = w.row(i);
-    for (std::size_t j = 0; j < w.cols; ++j) out[j] += m * (out[j] * scale[(first_col + j) / positions]);
+  constexpr std::size_t most = 256;  // factors at a time
+  float factors[most];
+  for (std::size_t first = 0; first < w.cols; first += most) {
+    const std::size_t n = w.cols - first < most ? w.cols - first : most;
+    for (std::size_t j = 0; j < n; ++j) factors[j] = scale[(first_col + first + j) / positions];
+    for (std::size_t i = 0; i < w.rows; ++i) {
+      float* const out = w.row(i) + first;
+      for (std::size_t j = 0; j < n; ++j) out[j] += m * (out[j] * factors[j]);
+    }
   }
 }
 

@@ -24,10 +24,10 @@ class scaling_change final : public weight_change {
       : scale_(std::move(scale)), on_input_(on_input), positions_(positions), strength_(strength) {}
   std::size_t prepared_bytes() const noexcept override { return scale_.info().elements() * sizeof(float); }
   result<void> prepare(const job& run) override {
-    TENSORSMITH_TRY(values_, floats_of(scale_, run));
+    TENSORSMITH_TRY(values_, finite_floats_of(scale_, run));
     return {};
   }
-  void release() noexcept override { values_ = {}; }
+  void release() noexcept override { values_ = decltype(values_)(); }
   void apply(matrix w, region r, scratch&) const override {
     if (on_input_) scale_columns(w, r.col, positions_, values_.data(), strength_);
     else scale_rows(w, values_.data() + r.row, strength_);
@@ -52,12 +52,12 @@ class glora_change final : public weight_change {
     return fixed_.prepared_bytes() + (right_.info().elements() + left_.info().elements()) * sizeof(float);
   }
   result<void> prepare(const job& run) override {
-    TENSORSMITH_TRY(right_values_, floats_of(right_, run));
-    TENSORSMITH_TRY(left_values_, floats_of(left_, run));
+    TENSORSMITH_TRY(right_values_, finite_floats_of(right_, run));
+    TENSORSMITH_TRY(left_values_, finite_floats_of(left_, run));
     return fixed_.prepare(run);
   }
   void release() noexcept override {
-    right_values_ = {}, left_values_ = {};
+    right_values_ = decltype(right_values_)(), left_values_ = decltype(left_values_)();
     fixed_.release();
   }
   void apply(matrix w, region r, scratch& work) const override {
@@ -96,9 +96,9 @@ class rotation_change final : public weight_change {
   region grain() const noexcept override { return {0, butterfly_ ? 0 : b_, 0, 1}; }
   std::size_t prepared_bytes() const noexcept override { return p_.blocks.info().elements() * 2 * sizeof(float) + 2 * b_ * b_ * sizeof(double); }
   result<void> prepare(const job& run) override {
-    TENSORSMITH_TRY(rotations_, floats_of(p_.blocks, run));
+    TENSORSMITH_TRY(rotations_, finite_floats_of(p_.blocks, run));
     if (p_.rescale) {
-      TENSORSMITH_TRY(rescale_, floats_of(p_.rescale, run));
+      TENSORSMITH_TRY(rescale_, finite_floats_of(p_.rescale, run));
     }
     const std::size_t rows = rotations_.size() / b_;
     const double limit = p_.solved ? 1.0 : oft_scale({rotations_.data(), rows, b_}, p_.rule, p_.constraint);
@@ -112,17 +112,18 @@ class rotation_change final : public weight_change {
       } else {
         oft_rotation({block, b_, b_}, limit, strength_, {one.data(), b_, b_}, work.data());
       }
-      std::copy(one.begin(), one.end(), block);
+      for (std::size_t i = 0; i < b_; ++i)  // what multiplies the rows: Rᵀ for OFT, R for BOFT
+        for (std::size_t j = 0; j < b_; ++j) block[i * b_ + j] = butterfly_ ? one[i * b_ + j] : one[j * b_ + i];
     }
     return {};
   }
-  void release() noexcept override { rotations_ = {}, rescale_ = {}; }
+  void release() noexcept override { rotations_ = decltype(rotations_)(), rescale_ = decltype(rescale_)(); }
   void apply(matrix w, region r, scratch& work) const override {
     const scratch::scope keep(work);
-    const auto room = work.take((butterfly_ ? w.rows : b_) * sizeof(float));
+    const auto room = work.take((butterfly_ ? 2 * w.rows : b_) * panel_cols * sizeof(float));
     float* const floats = reinterpret_cast<float*>(room.data());
-    if (butterfly_) rotate_butterfly(w, {rotations_.data(), rotations_.size() / b_, b_}, floats);
-    else rotate_rows(w, {rotations_.data() + r.row * b_, w.rows, b_}, true, floats);
+    if (butterfly_) rotate_butterfly(w, {rotations_.data(), rotations_.size() / b_, b_}, kernel_, floats);
+    else rotate_rows(w, {rotations_.data() + r.row * b_, w.rows, b_}, kernel_, floats);
     if (rescale_.empty()) return;
     for (std::size_t i = 0; i < w.rows; ++i)
       for (std::size_t j = 0; j < w.cols; ++j) w.row(i)[j] *= rescale_[r.row + i];
@@ -133,6 +134,7 @@ class rotation_change final : public weight_change {
   double strength_;
   std::size_t b_ = 1;
   bool butterfly_ = false;
+  low_rank_kernel kernel_ = best_low_rank();
   std::vector<float> rotations_, rescale_;
 };
 
@@ -151,13 +153,13 @@ class dora_change final : public weight_change {
   }
   result<void> prepare(const job& run) override {
     TENSORSMITH_CHECK(inner_->prepare(run));
-    TENSORSMITH_TRY(values_, floats_of(magnitude_, run));
+    TENSORSMITH_TRY(values_, finite_floats_of(magnitude_, run));
     if (!by_rows_) squares_.assign(values_.size(), 0.0);
     return {};
   }
   void release() noexcept override {
     inner_->release();
-    values_ = {}, squares_ = {};
+    values_ = decltype(values_)(), squares_ = decltype(squares_)();
   }
   bool observes() const noexcept override { return !by_rows_; }
   void observe(matrix w, region r, scratch& work) override {

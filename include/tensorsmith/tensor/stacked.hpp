@@ -36,7 +36,7 @@ class held_output_recipe final : public recipe {
     TENSORSMITH_TRY(bytes_, materialize(tensor_, run));
     return {};
   }
-  void release() noexcept override { bytes_ = {}; }
+  void release() noexcept override { bytes_ = decltype(bytes_)(); }
   void add_sources(std::vector<std::shared_ptr<const byte_source>>& out) const override { tensor_.source->add_sources(out); }
   result<view> load(region r, scratch&) const override { return at(r); }
   result<void> produce(region r, std::span<const tile> tiles, scratch&) const override {
@@ -121,6 +121,16 @@ class stacked_recipe final : public recipe {
       start += length;
     }
     return {};
+  }
+
+  /// The rows of one part are that part.
+  recipe_ptr fold_rows(std::size_t first_row, std::size_t row_count) const override {
+    std::size_t start = 0;
+    for (const recipe_ptr& part : parts_) {
+      if (start == first_row && length_of(part) == row_count) return part;
+      start += length_of(part);
+    }
+    return nullptr;
   }
 
   /// Parts that lie one behind the other in the same source (slices of what was stacked there) are one stretch of it.

@@ -40,7 +40,8 @@ class transposed_recipe final : public view_recipe {
       : view_recipe(inner, {inner->outputs()[0].shape[1], inner->outputs()[0].shape[0]}) {}
   region grain() const override {
     const region g = inner_->grain();
-    return {0, g.cols, 0, std::max<std::size_t>(g.rows, 64)};  // 64 columns: whole cache lines of output
+    const std::size_t rows = std::max<std::size_t>(g.rows, 1);
+    return {0, g.cols, 0, (std::max<std::size_t>(rows, 64) + rows - 1) / rows * rows};  // 64 columns: whole cache lines of output
   }
   result<void> produce(region r, std::span<const tile> tiles, scratch& work) const override {
     const scratch::scope keep(work);

@@ -7,7 +7,9 @@
 #pragma once
 
 #include <algorithm>
+#include <cmath>
 #include <cstddef>
+#include <cstring>
 #include <memory>
 #include <span>
 #include <utility>
@@ -52,9 +54,24 @@ inline result<std::vector<float>> floats_of(const tensor_ref& tensor, const job&
   }
   if (!convertible(tensor.type(), dtype::f32))
     return failure{.code = errc::unsupported, .what = "a factor of an adapter is of a type that cannot be computed with",
-                   .place = "tensor " + quoted(tensor.info().name), .expected = "a floating-point type", .found = std::string(name_of(tensor.type()))};
+                   .place = "tensor " + quoted(tensor.info().name), .expected = "a floating-point type",
+                   .found = std::string(name_of(tensor.type()))};
   convert_elements(tensor.type(), bytes.data(), dtype::f32, reinterpret_cast<std::byte*>(out.data()), n);
   return out;
+}
+
+/// As floats_of, for what is merged. @fails numeric if an element is NaN or infinite: it would spread over the whole layer
+inline result<std::vector<float>> finite_floats_of(const tensor_ref& tensor, const job& run) {
+  TENSORSMITH_TRY(std::vector<float> out, floats_of(tensor, run));
+  if (!any_nonfinite(dtype::f32, reinterpret_cast<const std::byte*>(out.data()), out.size())) return out;
+  std::size_t at = 0;
+  while (std::isfinite(out[at])) ++at;
+  shape_type index(tensor.shape().size());
+  std::size_t rest = at;
+  for (std::size_t d = index.size(); d-- > 0; rest /= tensor.shape()[d]) index[d] = rest % tensor.shape()[d];
+  return failure{.code = errc::numeric, .what = "an adapter holds values that are not finite", .place = "tensor " + quoted(tensor.info().name),
+                 .expected = "finite numbers", .found = (std::isnan(out[at]) ? "NaN at " : "infinity at ") + to_string(index),
+                 .advice = "leave the adapter out: it is damaged"};
 }
 
 /// A product of two factors with the second one packed, as LoRA and LoHa need it.
@@ -75,16 +92,16 @@ class packed_product {
   std::size_t prepared_bytes() const noexcept { return (rows_ * rank_ + packed_floats(rank_, cols_)) * sizeof(float); }
 
   result<void> prepare(const job& run) {
-    TENSORSMITH_TRY(up_, floats_of(up_ref_, run));
+    TENSORSMITH_TRY(up_, finite_floats_of(up_ref_, run));
     if (transposed_) {
       std::vector<float> turned(up_.size());
       for (std::size_t k = 0; k < rank_; ++k)
         for (std::size_t i = 0; i < rows_; ++i) turned[i * rank_ + k] = up_[k * rows_ + i];
       up_ = std::move(turned);
     }
-    TENSORSMITH_TRY(std::vector<float> down, floats_of(down_ref_, run));
+    TENSORSMITH_TRY(std::vector<float> down, finite_floats_of(down_ref_, run));
     if (core_ref_) {
-      TENSORSMITH_TRY(const std::vector<float> core, floats_of(core_ref_, run));
+      TENSORSMITH_TRY(const std::vector<float> core, finite_floats_of(core_ref_, run));
       const std::size_t q = plane_of(down_ref_.shape()).rows;
       std::vector<float> combined(rank_ * cols_);
       combine_tucker({core.data(), rank_, q * positions_}, positions_, {down.data(), q, cols_ / positions_}, {combined.data(), rank_, cols_});
@@ -95,8 +112,8 @@ class packed_product {
     return {};
   }
   void release() noexcept {
-    up_ = {};
-    packed_ = {};
+    up_ = decltype(up_)();
+    packed_ = decltype(packed_)();
   }
   /// w += s · the product's tile at `r`.
   void add(matrix w, region r, float s) const noexcept {
@@ -171,7 +188,7 @@ class kronecker_operand {
   std::size_t cols() const noexcept { return cols_; }
   result<void> prepare(const job& run) {
     if (!product_) {
-      TENSORSMITH_TRY(values_, floats_of(whole_, run));
+      TENSORSMITH_TRY(values_, finite_floats_of(whole_, run));
       return {};
     }
     values_.assign(rows_ * cols_, 0.0F);
@@ -180,7 +197,7 @@ class kronecker_operand {
     product_->release();
     return {};
   }
-  void release() noexcept { values_ = {}; }
+  void release() noexcept { values_ = decltype(values_)(); }
   const_matrix view() const noexcept { return {values_.data(), rows_, cols_}; }
 
  private:
@@ -220,10 +237,10 @@ class full_change final : public weight_change {
   full_change(tensor_ref diff, float scale) : diff_(std::move(diff)), scale_(scale) {}
   std::size_t prepared_bytes() const noexcept override { return diff_.info().elements() * sizeof(float); }
   result<void> prepare(const job& run) override {
-    TENSORSMITH_TRY(values_, floats_of(diff_, run));
+    TENSORSMITH_TRY(values_, finite_floats_of(diff_, run));
     return {};
   }
-  void release() noexcept override { values_ = {}; }
+  void release() noexcept override { values_ = decltype(values_)(); }
   void apply(matrix w, region r, scratch&) const override {
     const std::size_t cols = plane_of(diff_.shape()).cols;
     add_scaled(w, {values_.data() + r.row * cols + r.col, r.rows, r.cols, cols}, scale_);
