@@ -3,6 +3,7 @@
 // tensorsmith/tensorsmith.hpp: everything but ext/: open, cast, build, lower, write. Needs nlohmann/json, zlib and onnx (protobuf).
 #pragma once
 
+#include "tensorsmith/arch/combine_adapters.hpp"
 #include "tensorsmith/graph.hpp"
 #include "tensorsmith/stage/blend.hpp"
 #include "tensorsmith/stage/build.hpp"
@@ -10,6 +11,7 @@
 #include "tensorsmith/stage/dedupe.hpp"
 #include "tensorsmith/stage/fuse.hpp"
 #include "tensorsmith/stage/lower_to.hpp"
+#include "tensorsmith/stage/merge_embedding.hpp"
 #include "tensorsmith/stage/merge_lora.hpp"
 #include "tensorsmith/stage/onnx_folder.hpp"
 #include "tensorsmith/stage/open.hpp"

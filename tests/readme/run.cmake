@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: MIT
 #
-# Runs the chain in a folder that holds the model under the name that README.md opens, and looks at what came out.
+# Runs the chain in a folder that holds the model, the adapter and the embedding under the names that README.md opens, and looks at what came out.
 file(REMOVE_RECURSE ${WORK})
 file(MAKE_DIRECTORY ${WORK})
-file(COPY ${MODEL}/ DESTINATION ${WORK}/sd15)
+file(COPY ${DATA}/sd1/diffusers/ DESTINATION ${WORK}/sd15)
+configure_file(${DATA}/adapters/diffusers/pytorch_lora_weights.safetensors ${WORK}/style.safetensors COPYONLY)
+configure_file(${DATA}/embeddings/a1111.pt ${WORK}/cat.pt COPYONLY)
 execute_process(COMMAND ${PROGRAM} WORKING_DIRECTORY ${WORK} RESULT_VARIABLE code)
 if(NOT code EQUAL 0)
   message(FATAL_ERROR "the chain of README.md failed: ${code}")
@@ -13,3 +15,7 @@ foreach(part IN ITEMS text_encoder unet vae_encoder vae_decoder)
     message(FATAL_ERROR "the chain of README.md wrote no ${part}/model.onnx")
   endif()
 endforeach()
+file(READ ${WORK}/sd15-onnx/tokenizer/added_tokens.json tokens)
+if(NOT tokens MATCHES "<cat>")
+  message(FATAL_ERROR "the chain of README.md added no token: ${tokens}")
+endif()
