@@ -215,7 +215,9 @@ TEST_CASE("command lines that do not fit together are refused, and nothing is le
   CHECK(refused({f.base, out}) == "2 merge-lora: USE --lora is missing; pass --lora FILE:STRENGTH\n");
   CHECK(refused({f.base, "--lora", second}) == "2 merge-lora: USE OUTPUT is missing; pass BASE OUTPUT\n");
   CHECK(refused({out, "--mode", "concat"}) == "2 merge-lora: USE there is no adapter to combine; pass --lora FILE:STRENGTH\n");
-  CHECK(refused({style, second, "--lora", second}).find("the output already exists") != std::string::npos);
+  CHECK(refused({style, f.base, "--lora", second}).find("the output already exists") != std::string::npos);
+  for (const std::string& read : {style, second})
+    CHECK(refused({style, read, "--lora", second, "--force"}).find("OUTPUT would replace") != std::string::npos);
   CHECK(refused({f.base, out, "--lora", second, "--mode", "concat"}).starts_with("1"));
   CHECK(refused({f.base, f.at("folder"), "--lora", second, "--mode", "upl-ckpt-v2"}) ==
         "2 merge-lora: USE --mode upl-ckpt-v2 writes a .ckpt file, and OUTPUT is none; pass OUTPUT.ckpt\n");
