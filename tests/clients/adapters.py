@@ -243,7 +243,8 @@ def lycoris(model, algorithm, settings, strength, run):
     logging.disable(logging.WARNING)
     pipe = pipeline(model)
     before = weights_of(pipe)
-    network = create_lycoris(pipe.unet, 1.0, linear_dim=4, linear_alpha=settings.pop("alpha", 2), algo=algorithm, preset="full", **settings)
+    network = create_lycoris(pipe.unet, 1.0, linear_dim=4, linear_alpha=settings.get("alpha", 2), algo=algorithm, preset="full",
+                             **{name: value for name, value in settings.items() if name != "alpha"})
     for lora in network.loras:
         randomise([p for _, p in sorted(lora.named_parameters())], 0.05 if algorithm in ("diag-oft", "boft") else 0.2)
         for name, parameter in lora.named_parameters():
@@ -260,22 +261,26 @@ def lycoris(model, algorithm, settings, strength, run):
     return compare(weights_of(pipeline(model, out)), expected, before, of_tool(8), count)
 
 
+LYCORIS = {  # algorithm and settings
+    "locon": ("locon", dict()),
+    "tucker": ("locon", dict(use_tucker=True)),
+    "norm": ("locon", dict(train_norm=True)),
+    "dora": ("locon", dict(dora_wd=True)),
+    "dora-input": ("locon", dict(dora_wd=True, wd_on_output=False)),
+    "loha": ("loha", dict(alpha=4)),
+    "loha-tucker": ("loha", dict(alpha=4, use_tucker=True)),
+    "lokr": ("lokr", dict(alpha=4, factor=4)),
+    "lokr-tucker": ("lokr", dict(alpha=4, factor=4, decompose_both=True, use_tucker=True)),
+    "full": ("full", dict()),
+    "ia3": ("ia3", dict()),
+    "glora": ("glora", dict()),
+    "oft": ("diag-oft", dict(constraint=0)),
+    "oft-rescaled": ("diag-oft", dict(constraint=0, rescaled=True)),
+    "boft": ("boft", dict(constraint=0)),
+}
 for each in MODELS:
-    case(lycoris, each, "locon", dict(), 0.7, name=f"lycoris-locon-{each}")
-case(lycoris, "sd1", "locon", dict(use_tucker=True), 0.7, name="lycoris-tucker")
-case(lycoris, "sd1", "locon", dict(train_norm=True), 0.7, name="lycoris-norm")
-case(lycoris, "sd1", "locon", dict(dora_wd=True), 0.7, name="lycoris-dora")
-case(lycoris, "sd1", "locon", dict(dora_wd=True, wd_on_output=False), 0.7, name="lycoris-dora-input")
-case(lycoris, "sd1", "loha", dict(alpha=4), 0.7, name="lycoris-loha")
-case(lycoris, "sd1", "loha", dict(alpha=4, use_tucker=True), 0.7, name="lycoris-loha-tucker")
-case(lycoris, "sdxl", "lokr", dict(alpha=4, factor=4), 0.7, name="lycoris-lokr")
-case(lycoris, "sd1", "lokr", dict(alpha=4, factor=4, decompose_both=True, use_tucker=True), 0.7, name="lycoris-lokr-tucker")
-case(lycoris, "sd1", "full", dict(), 0.7, name="lycoris-full")
-case(lycoris, "sd1", "ia3", dict(), 0.7, name="lycoris-ia3")
-case(lycoris, "sd1", "glora", dict(), 0.7, name="lycoris-glora")
-case(lycoris, "sd1", "diag-oft", dict(constraint=0), 0.7, name="lycoris-oft")
-case(lycoris, "sd2_v", "diag-oft", dict(constraint=0, rescaled=True), 0.7, name="lycoris-oft-rescaled")
-case(lycoris, "sd1", "boft", dict(constraint=0), 0.7, name="lycoris-boft")
+    for label, (algorithm, settings) in LYCORIS.items():
+        case(lycoris, each, algorithm, settings, 0.7, name=f"lycoris-{label}-{each}")
 
 
 def make_files(model, folder):
@@ -320,7 +325,7 @@ def main():
         if len(chosen) > 1:
             print(f"{name}: {said[-1]}")
     shutil.rmtree(options.work)
-    print(said[0] if len(chosen) == 1 else f"{len(chosen)} adapters: {', '.join(chosen)}")
+    print(said[0] if len(chosen) == 1 else f"{len(chosen)} adapters, every weight compared")
     return 0
 
 
