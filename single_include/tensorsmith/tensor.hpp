@@ -4621,6 +4621,7 @@ struct walk_options {
   /// Objects at this depth and deeper must have unique keys (0: all). A handler that checks the keys of outer objects itself
   /// sets it higher, and no second copy of those keys is held.
   std::size_t unique_keys_from = 0;
+  bool large_integers = false;                ///< integers beyond 64 bits are numbers and no error: transformers writes 10^30 for "no limit"
 };
 
 /// Where a walk is. A handler reports what it refuses through `fail`.
@@ -4743,7 +4744,7 @@ class json_walker final : public json_cursor {
   bool number_float(json::number_float_t value, const json::string_t& written) {
     if (!next()) return false;
     // Not asked by its point: in a locale with decimal commas the parser hands the text on with a comma.
-    if (written.find_first_not_of("-0123456789") == std::string::npos)
+    if (!options_.large_integers && written.find_first_not_of("-0123456789") == std::string::npos)
       return fail(errc::malformed, "the integer is out of range", "an integer of 64 bits", quoted(written));
     return handler_.number(value, *this);
   }

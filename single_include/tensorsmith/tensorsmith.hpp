@@ -5965,6 +5965,7 @@ struct walk_options {
   /// Objects at this depth and deeper must have unique keys (0: all). A handler that checks the keys of outer objects itself
   /// sets it higher, and no second copy of those keys is held.
   std::size_t unique_keys_from = 0;
+  bool large_integers = false;                ///< integers beyond 64 bits are numbers and no error: transformers writes 10^30 for "no limit"
 };
 
 /// Where a walk is. A handler reports what it refuses through `fail`.
@@ -6087,7 +6088,7 @@ class json_walker final : public json_cursor {
   bool number_float(json::number_float_t value, const json::string_t& written) {
     if (!next()) return false;
     // Not asked by its point: in a locale with decimal commas the parser hands the text on with a comma.
-    if (written.find_first_not_of("-0123456789") == std::string::npos)
+    if (!options_.large_integers && written.find_first_not_of("-0123456789") == std::string::npos)
       return fail(errc::malformed, "the integer is out of range", "an integer of 64 bits", quoted(written));
     return handler_.number(value, *this);
   }
@@ -23773,7 +23774,7 @@ class token_scan {
 
   bool null(json_cursor&) { return true; }
   bool boolean(bool, json_cursor&) { return true; }
-  bool number(double, json_cursor&) { return true; }
+  bool number(double value, json_cursor& c) { return !is_id(c) || wrong_id(std::to_string(value), c); }
   bool integer(std::int64_t value, json_cursor& c) { return !is_id(c) || wrong_id(std::to_string(value), c); }
   bool natural(std::uint64_t value, json_cursor& c) {
     if (!is_id(c)) return true;
@@ -23866,7 +23867,7 @@ inline result<scanned_file> scan_file(std::vector<side_file>& files, std::string
   if (!found.file) return found;
   TENSORSMITH_TRY(found.text, tokenizer_text(*found.file, bounds));
   token_scan scan(form, words, out);
-  TENSORSMITH_CHECK(walk_json(found.text, found.file->path, scan, {.depth = bounds.json_depth}));
+  TENSORSMITH_CHECK(walk_json(found.text, found.file->path, scan, {.depth = bounds.json_depth, .large_integers = true}));
   found.list_end = scan.list_end();
   return found;
 }

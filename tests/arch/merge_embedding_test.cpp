@@ -292,11 +292,11 @@ TEST_CASE("tokenizer and token embedding may disagree in size", "[arch]") {
 TEST_CASE("the tokenizers' files change in one place only", "[arch]") {
   const std::string pretty =
       "{\n  \"add_prefix_space\": false,\n  \"added_tokens_decoder\": {\n    \"9\": {\n      \"content\": \"<|endoftext|>\",\n      \"special\": true\n    }\n  },\n"
-      "  \"x\": 1e0\n}";
+      "  \"model_max_length\": 1000000000000000019884624838656\n}";
   const std::string pretty_after =
       "{\n  \"add_prefix_space\": false,\n  \"added_tokens_decoder\": {\n    \"9\": {\n      \"content\": \"<|endoftext|>\",\n      \"special\": true\n    },\n"
       "    \"10\": {\n      \"content\": \"<ca\\\"t>\",\n      \"lstrip\": false,\n      \"normalized\": true,\n      \"rstrip\": false,\n      \"single_word\": false,\n"
-      "      \"special\": false\n    }\n  },\n  \"x\": 1e0\n}";
+      "      \"special\": false\n    }\n  },\n  \"model_max_length\": 1000000000000000019884624838656\n}";
   const std::string fast = "{\"added_tokens\":[{\"id\":9,\"content\":\"<|endoftext|>\"}], \"model\": {\"vocab\": {\"a\": 0, \"<|endoftext|>\": 9}}}";
   const std::string fast_after = "{\"added_tokens\":[{\"id\":9,\"content\":\"<|endoftext|>\"}, {\"id\": 10, \"content\": \"<ca\\\"t>\", \"single_word\": false, "
                                  "\"lstrip\": false, \"rstrip\": false, \"normalized\": true, \"special\": false}], \"model\": {\"vocab\": {\"a\": 0, "

@@ -66,7 +66,7 @@ class token_scan {
 
   bool null(json_cursor&) { return true; }
   bool boolean(bool, json_cursor&) { return true; }
-  bool number(double, json_cursor&) { return true; }
+  bool number(double value, json_cursor& c) { return !is_id(c) || wrong_id(std::to_string(value), c); }
   bool integer(std::int64_t value, json_cursor& c) { return !is_id(c) || wrong_id(std::to_string(value), c); }
   bool natural(std::uint64_t value, json_cursor& c) {
     if (!is_id(c)) return true;
@@ -159,7 +159,7 @@ inline result<scanned_file> scan_file(std::vector<side_file>& files, std::string
   if (!found.file) return found;
   TENSORSMITH_TRY(found.text, tokenizer_text(*found.file, bounds));
   token_scan scan(form, words, out);
-  TENSORSMITH_CHECK(walk_json(found.text, found.file->path, scan, {.depth = bounds.json_depth}));
+  TENSORSMITH_CHECK(walk_json(found.text, found.file->path, scan, {.depth = bounds.json_depth, .large_integers = true}));
   found.list_end = scan.list_end();
   return found;
 }
