@@ -57,15 +57,23 @@ def source(model):
 
 # ---------------------------------------------------------------- running the program
 
-class Converter:
-    def __init__(self, binary, work):
-        self.binary, self.work, self.count = os.path.abspath(binary), os.path.abspath(work), 0
+class Workplace:
+    """An empty folder, and numbered paths in it."""
+
+    def __init__(self, work):
+        self.work, self.count = os.path.abspath(work), 0
         shutil.rmtree(self.work, ignore_errors=True)
         os.makedirs(self.work)
 
     def path(self, name):
         self.count += 1
         return os.path.join(self.work, f"{self.count:02}-{name}")
+
+
+class Converter(Workplace):
+    def __init__(self, binary, work):
+        super().__init__(work)
+        self.binary = os.path.abspath(binary)
 
     def run(self, *arguments):
         return subprocess.run([self.binary, *map(str, arguments)], capture_output=True, text=True, timeout=600)

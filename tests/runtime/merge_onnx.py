@@ -21,30 +21,19 @@ import onnx
 import onnxruntime as ort
 from safetensors.numpy import load_file, save_file
 
+sys.dont_write_bytecode = True
+from compare_onnx import Failure, Workplace, expect  # noqa: E402
+
 DATA = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "data")
 TOLERANCE = 5e-5
 END_OF_TEXT = 299
 ort.set_default_logger_severity(3)
 
 
-class Failure(Exception):
-    pass
-
-
-def expect(condition, message):
-    if not condition:
-        raise Failure(message)
-
-
-class Programs:
+class Programs(Workplace):
     def __init__(self, folder, work):
-        self.folder, self.work, self.count = os.path.abspath(folder), os.path.abspath(work), 0
-        shutil.rmtree(self.work, ignore_errors=True)
-        os.makedirs(self.work)
-
-    def path(self, name):
-        self.count += 1
-        return os.path.join(self.work, f"{self.count:02}-{name}")
+        super().__init__(work)
+        self.folder = os.path.abspath(folder)
 
     def __call__(self, program, source, *arguments):
         """The output of a program that makes OUTPUT of a source."""
