@@ -333,6 +333,29 @@ TEST_CASE("parameters of two algorithms in one module, magnitudes and sparse dif
   CHECK(merge(base, twice) == "MIS a.safetensors: module 'lora_unet_linear': a module changes its bias twice (expected one change, found diff_b and b_norm)");
 }
 
+TEST_CASE("GLoRA: factors whose ranks differ, and ranks of 0, are refused") {
+  const std::string m = "lora_unet_linear", no = "MIS a.safetensors: module 'lora_unet_linear': the adapter's shapes do not fit the layer (expected factors of a weight [6, 4], found ";
+  const auto told = [&](const shape& a1, const shape& a2, const shape& b1, const shape& b2) {
+    layers base;
+    file adapter;
+    adapter.add(m + ".a1.weight", a1, 9).add(m + ".a2.weight", a2, 10).add(m + ".b1.weight", b1, 11).add(m + ".b2.weight", b2, 12);
+    return merge(base, adapter);
+  };
+  CHECK(told({4, 2}, {2, 4}, {6, 3}, {3, 4}) == "applied 1");
+  CHECK(told({4, 3}, {2, 4}, {6, 3}, {3, 4}) == no + "a1 [4, 3], a2 [2, 4])");
+  CHECK(told({2, 4}, {4, 3}, {3, 4}, {6, 3}) == no + "a1 [2, 4], a2 [4, 3])");  // an older file
+  CHECK(told({4, 0}, {0, 4}, {6, 3}, {3, 4}) == no + "a1 [4, 0], a2 [0, 4], b1 [6, 3], b2 [3, 4])");
+}
+
+TEST_CASE("a layer without elements takes no change") {
+  layers base;
+  ts::component& unet = base.package.components[0];
+  REQUIRE(unet.weights.add("none.weight", tensor("none", {6, 4, 0, 3}, {}), "base"));
+  file adapter;
+  adapter.add("lora_unet_none.lokr_w1", {2, 2}, 9).add("lora_unet_none.lokr_w2", {3, 2, 0, 3}, 10);
+  CHECK(merge(base, adapter) == "MIS a.safetensors: module 'lora_unet_none': the layer has no elements (expected a weight, found [6, 4, 0, 3])");
+}
+
 TEST_CASE("PEFT's lora_B.bias and its embeddings") {
   layers base;
   const floats bias = base.values("linear.bias"), weight = base.values("linear.weight");

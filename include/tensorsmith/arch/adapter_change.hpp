@@ -51,6 +51,7 @@ class change_builder {
 
   result<module_changes> build() {
     module_changes out;
+    if (weight_.elements() == 0) return refuse("the layer has no elements", "a weight", to_string(weight_.shape));
     TENSORSMITH_CHECK(check_algorithm());
     TENSORSMITH_TRY(weight_change_ptr change, choose(out));
     TENSORSMITH_CHECK(add_elements(change));
@@ -326,15 +327,17 @@ class change_builder {
     const bool square = of(b2).cols == of(b1).rows && all_.rows == all_.cols && of(a2).rows == all_.rows && of(a1).rows < of(a1).cols;
     const bool turned = older && (!newer || square);
     if (!newer && !older) return misfit({"a1", "a2", "b1", "b2"});
-    const tensor_ref &up = turned ? b2 : b1, &down = turned ? b1 : b2;
-    if (bm && (turned || bm.shape().size() != 4 || bm.shape()[1] != of(down).rows || bm.shape()[2] * bm.shape()[3] != positions_))
+    const tensor_ref &up = turned ? b2 : b1, &down = turned ? b1 : b2, &right = turned ? a2 : a1, &left = turned ? a1 : a2;
+    const std::size_t rank = of(left).rows;
+    if (of(right).cols != rank) return misfit({"a1", "a2"});
+    if (bm && (turned || bm.shape().size() != 4 || bm.shape()[0] != of(up).cols || bm.shape()[1] != of(down).rows ||
+               bm.shape()[2] * bm.shape()[3] != positions_))
       return misfit({"bm"});
     if (of(down).cols != (bm ? channels_ : all_.cols)) return misfit({"b1", "b2"});
     out.algorithm = "GLoRA";
-    TENSORSMITH_TRY(const double s, scale(turned ? of(a1).rows : of(a2).rows, out));
+    TENSORSMITH_TRY(const double s, scale(rank, out));
     // Older files name the factor that meets the weight first a2: W @ a2 @ a1, both stored the way that newer files store theirs.
-    return weight_change_ptr(std::make_shared<glora_change>(turned ? a2 : a1, turned ? a1 : a2, packed_product(up, down, bm), positions_,
-                                                            static_cast<float>(s * additive())));
+    return weight_change_ptr(std::make_shared<glora_change>(right, left, packed_product(up, down, bm), positions_, static_cast<float>(s * additive())));
   }
 
   result<weight_change_ptr> rotation(module_changes& out) {

@@ -45,7 +45,7 @@ onnx::ModelProto parsed(const std::string& bytes) {
 }
 ts::tensor_ref tensor(const std::string& bytes, ts::shape_type shape, ts::dtype type = ts::dtype::f32) {
   std::vector<std::byte> raw(bytes.size());
-  std::memcpy(raw.data(), bytes.data(), bytes.size());
+  std::copy_n(reinterpret_cast<const std::byte*>(bytes.data()), bytes.size(), raw.begin());
   return ts::in_memory({"new", type, std::move(shape)}, std::move(raw));
 }
 
@@ -142,6 +142,22 @@ TEST_CASE("external files keep their layout, move by pages behind what grows, an
   const onnx::TensorProto moved = parsed(files.at("m.onnx")).graph().initializer(2);
   REQUIRE(moved.external_data_size() == 3);  // its checksum is gone, those of others are kept
   CHECK(parsed(files.at("m.onnx")).graph().initializer(3).external_data_size() == 3);
+}
+
+TEST_CASE("what was empty gets a place of its own, wherever its offset lies") {
+  const std::string bytes = support::onnx_bytes({.tensors = {onnx_tensor({.name = "a", .dims = {2}, .external = {{"location", "data"}}}),
+                                                             onnx_tensor({.name = "none", .dims = {0}, .external = {{"location", "data"}, {"offset", "4"}}}),
+                                                             onnx_tensor({.name = "still", .dims = {0, 2}, .external = {{"location", "data"}, {"offset", "4"}}})}});
+  const texts beside{{"data", "aaaaAAAA"}};
+  const ts::onnx_model model = read(bytes, beside);
+  ts::onnx_update update;
+  update.tensors = {{0, tensor("11112222", {2})}, {1, tensor("3333", {1})}, {2, tensor("", {0, 3})}};
+  const texts files = written(model, update);
+  CHECK(files.at("data") == "11112222");
+  CHECK(files.at("m.onnx_data") == "3333");
+  const ts::onnx_model again = read(files.at("m.onnx"), files);
+  CHECK(again.initializers[1].shape == ts::shape_type{1});
+  CHECK(again.initializers[2].shape == ts::shape_type{0, 3});
 }
 
 TEST_CASE("a file that nodes refer to keeps its layout whatever grows") {

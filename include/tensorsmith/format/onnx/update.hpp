@@ -261,7 +261,9 @@ class onnx_update_plan {
         continue;
       }
       const std::uint64_t length = at->second->tensor.info().bytes();
-      const bool shared = overlaps(ranges, k);
+      if (length == 0 && r.length == 0) continue;
+      // What was empty may have its offset inside another tensor: it has no place of its own.
+      const bool shared = r.length == 0 || overlaps(ranges, k);
       if (shared || archive || (length != r.length && fixed)) {
         places_[r.initializer] = append(fresh, at->second->tensor, name);
         continue;
