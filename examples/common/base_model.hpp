@@ -84,7 +84,7 @@ inline ts::result<base_model> open_base(const std::string& path, const ts::open_
   }
   if (ts::os::is_folder(path)) {
     TENSORSMITH_TRY(ts::package folder, ts::open_weights(path, {.variant = opening.variant, .select = {}, .prefer = {}}, run));
-    const bool nameless = folder.components.size() == 1 && folder.components[0].name.empty();
+    const bool nameless = folder.is_single_model();
     if (!nameless || !folder.components[0].config.is_null()) {
       out.form = base_form::diffusers_folder;
       out.component_folder = nameless;

@@ -60,7 +60,7 @@ inline ts::result<void> choose(const options& o, ts::package& model, summary& re
 
 /// True if a pipeline has to be made of SOURCE first: names, configurations, side files.
 inline bool needs_recognition(const options& o, target to, const ts::package& model) {
-  const bool single = model.components.size() == 1 && model.components[0].name.empty();
+  const bool single = model.is_single_model();
   const bool asked = o.ema || o.model != "auto" || !o.config.empty() || !o.tokenizer.empty() || !o.prediction_type.empty();
   if (to == target::checkpoint) return asked;
   return to == target::diffusers && (asked || (single && model.components[0].config.is_null()));

@@ -80,7 +80,7 @@ class output_writing {
 
   /// All tensors in one catalog; those of named components as "component.name". @fails mismatch (two get one name)
   ts::result<ts::catalog> whole_catalog() {
-    if (model_.components.size() != 1 || !model_.components[0].name.empty())
+    if (!model_.is_single_model())
       run_.info({}, "the tensors of several components are named 'component.tensor' in one file");
     return ts::joined_catalog(model_);
   }

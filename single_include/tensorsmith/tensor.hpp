@@ -978,7 +978,24 @@ struct stored_bytes {
 /// unless `output_region` maps it. Thread-safe after `prepare`; regions may be asked for in any order.
 class recipe {
  public:
+  recipe() = default;
+  recipe(const recipe&) = delete;
+  recipe& operator=(const recipe&) = delete;
   virtual ~recipe() = default;
+
+  /// Whole-tensor work before the first tile (statistics, checksums). Every user calls it, several placements or recipes at a time if they share
+  /// this one: the first call does the work, the others wait for it. After a failure there is nothing to release, and the next call tries again.
+  result<void> prepare(const job& run) {
+    const lock one(preparing_);
+    if (users_ == 0) TENSORSMITH_CHECK(do_prepare(run));
+    ++users_;
+    return {};
+  }
+  /// Ends the use that a successful prepare began; the last one frees what was prepared.
+  void release() noexcept {
+    const lock one(preparing_);
+    if (users_ > 0 && --users_ == 0) do_release();
+  }
 
   /// The planned tensors (types and shapes; names are the catalog's business).
   virtual std::span<const tensor_info> outputs() const noexcept = 0;
@@ -990,9 +1007,6 @@ class recipe {
   virtual region output_region(std::size_t /*k*/, region r) const { return r; }
   /// Bytes that stay allocated between prepare and release; the executor admits recipes within the memory budget.
   virtual std::size_t prepared_bytes() const noexcept { return 0; }
-  /// Whole-tensor work before the first tile (statistics, checksums). Called once a placement, possibly beside other recipes'
-  /// tiles; a recipe that several placements share must make repeated calls harmless.
-  virtual result<void> prepare(const job&) { return {}; }
   /// The bytes of region `r` of output 0 where they lie if possible, else produced into `work`. Single-output recipes only.
   virtual result<view> load(region r, scratch& work) const {
     const std::size_t pitch = row_bytes(r);
@@ -1003,8 +1017,6 @@ class recipe {
   }
   /// Writes output_region(k, r) of each output k into `tiles[k]`.
   virtual result<void> produce(region r, std::span<const tile> tiles, scratch& work) const = 0;
-  /// Frees what prepare allocated. Called once after the last tile, also after a failure.
-  virtual void release() noexcept {}
   /// Where output 0 lies stored, contiguous and unchanged, if it does: lets writers refer to it.
   virtual std::optional<stored_bytes> stored() const { return std::nullopt; }
 
@@ -1020,11 +1032,45 @@ class recipe {
   virtual std::shared_ptr<recipe> uncast() const { return nullptr; }
 
  protected:
+  /// What `prepare` does for the first user. A recipe over others prepares them here and, if it fails afterwards, releases those again.
+  virtual result<void> do_prepare(const job&) { return {}; }
+  /// Frees what do_prepare allocated, and releases the recipes that it prepared.
+  virtual void do_release() noexcept {}
   /// Bytes of one row of region `r` of output 0. @pre whole bytes (the grain sees to it)
   std::size_t row_bytes(region r) const noexcept { return byte_count(outputs()[0].type, r.cols); }
+
+ private:
+  /// A mutex of one byte: a catalog may hold a million recipes.
+  class lock {
+   public:
+    explicit lock(std::atomic_flag& flag) noexcept : flag_(flag) {
+      while (flag_.test_and_set(std::memory_order_acquire)) flag_.wait(true, std::memory_order_relaxed);
+    }
+    ~lock() {
+      flag_.clear(std::memory_order_release);
+      flag_.notify_one();
+    }
+    lock(const lock&) = delete;
+    lock& operator=(const lock&) = delete;
+
+   private:
+    std::atomic_flag& flag_;
+  };
+  std::atomic_flag preparing_;
+  std::uint32_t users_ = 0;
 };
 
 using recipe_ptr = std::shared_ptr<recipe>;
+
+/// Prepares all of them or, after a failure, none.
+inline result<void> prepare_all(std::span<const recipe_ptr> recipes, const job& run) {
+  for (std::size_t i = 0; i < recipes.size(); ++i)
+    if (auto outcome = recipes[i]->prepare(run); !outcome) {
+      while (i-- > 0) recipes[i]->release();
+      return outcome;
+    }
+  return {};
+}
 
 /// Copies `rows` rows of `bytes` bytes each.
 inline void copy_rows(view from, tile to, std::size_t rows, std::size_t bytes) noexcept {
@@ -1460,7 +1506,7 @@ class stored_recipe final : public recipe {
     return {0, 1, 0, 1};
   }
 
-  result<void> prepare(const job& run) override {
+  result<void> do_prepare(const job& run) override {
     if (check_) TENSORSMITH_CHECK(check_->verify(run));
     if (layout_ == layout::transposed)  // read in pieces all over it: have it fetched in one go
       file_->will_need(offset_, span_elements(0) * bits_of(info_.type) / 8);
@@ -2414,8 +2460,8 @@ class view_recipe : public recipe {
   }
   std::span<const tensor_info> outputs() const noexcept override { return {&info_, 1}; }
   std::size_t prepared_bytes() const noexcept override { return inner_->prepared_bytes(); }
-  result<void> prepare(const job& run) override { return inner_->prepare(run); }
-  void release() noexcept override { inner_->release(); }
+  result<void> do_prepare(const job& run) override { return inner_->prepare(run); }
+  void do_release() noexcept override { inner_->release(); }
   void add_sources(std::vector<std::shared_ptr<const byte_source>>& out) const override { inner_->add_sources(out); }
 
  protected:
@@ -3284,11 +3330,16 @@ class inflated_recipe final : public recipe {
   plane work() const override { return inner_->work(); }
   region grain() const override { return inner_->grain(); }
   std::size_t prepared_bytes() const noexcept override { return static_cast<std::size_t>(entry_->size()); }
-  result<void> prepare(const job& run) override {
-    TENSORSMITH_CHECK(entry_->pin());
-    return inner_->prepare(run);
+  result<void> do_prepare(const job& run) override {
+    auto outcome = entry_->pin();
+    if (outcome) outcome = inner_->prepare(run);
+    if (!outcome) entry_->unpin();
+    return outcome;
   }
-  void release() noexcept override { entry_->unpin(); }
+  void do_release() noexcept override {
+    inner_->release();
+    entry_->unpin();
+  }
   void add_sources(std::vector<std::shared_ptr<const byte_source>>& out) const override { inner_->add_sources(out); }
   result<view> load(region r, scratch& work) const override { return inner_->load(r, work); }
   result<void> produce(region r, std::span<const tile> tiles, scratch& work) const override { return inner_->produce(r, tiles, work); }
@@ -9581,6 +9632,9 @@ struct package {
   std::string nested;                 ///< the dict of a torch file that holds the tensors: "state_dict"; empty: the top
   std::vector<std::pair<std::string, json_value>> scalars;    ///< numbers and texts beside the tensors of a torch file
 
+  /// One component without a name: a single file, or a folder of one model. Its tensors have whatever names the file gives them.
+  bool is_single_model() const noexcept { return components.size() == 1 && components[0].name.empty(); }
+
   component* find(std::string_view name) noexcept {
     for (component& c : components)
       if (c.name == name) return &c;
@@ -10908,7 +10962,7 @@ class execution {
     work();
     for (std::thread& w : workers) w.join();
     for (std::size_t i = 0; i < states_.size(); ++i)
-      if (states_[i].stage == phase::preparing || states_[i].stage == phase::ready) placements_[i].source->release();
+      if (states_[i].stage == phase::ready) placements_[i].source->release();
     if (failed_) return std::move(error_);
     return {};
   }
@@ -10994,6 +11048,7 @@ class execution {
       state& s = states_[done.placement];
       if (!outcome) {
         fail(done, std::move(outcome).error());
+        if (done.prepare) s.stage = phase::done;
       } else if (done.prepare) {
         s.stage = phase::ready;
       } else {
@@ -11572,7 +11627,7 @@ class diffusers_folder_writer {
   }
 
   result<void> plan() {
-    const bool single = in_.components.size() == 1 && in_.components[0].name.empty();
+    const bool single = in_.is_single_model();
     if (single && in_.components[0].config.is_null())
       return failure{.code = errc::mismatch, .what = "a folder needs the configuration of its model", .file = in_.source,
                      .expected = "a config.json", .found = "weights without one",
@@ -13265,8 +13320,8 @@ class cast_recipe final : public recipe {
   std::span<const tensor_info> outputs() const noexcept override { return {&info_, 1}; }
   region grain() const override { return inner_->grain(); }
   std::size_t prepared_bytes() const noexcept override { return inner_->prepared_bytes(); }
-  result<void> prepare(const job& run) override { return inner_->prepare(run); }
-  void release() noexcept override { inner_->release(); }
+  result<void> do_prepare(const job& run) override { return inner_->prepare(run); }
+  void do_release() noexcept override { inner_->release(); }
   void add_sources(std::vector<std::shared_ptr<const byte_source>>& out) const override { inner_->add_sources(out); }
   result<void> produce(region r, std::span<const tile> tiles, scratch& work) const override {
     const scratch::scope keep(work);
@@ -14134,11 +14189,11 @@ class held_output_recipe final : public recipe {
   region grain() const override { return {0, 1, 0, bits_of(info_.type) < 8 ? 8 / std::gcd(bits_of(info_.type), std::size_t{8}) : 1}; }
   std::size_t prepared_bytes() const noexcept override { return info_.bytes() + tensor_.source->prepared_bytes(); }
 
-  result<void> prepare(const job& run) override {
+  result<void> do_prepare(const job& run) override {
     TENSORSMITH_TRY(bytes_, materialize(tensor_, run));
     return {};
   }
-  void release() noexcept override { bytes_ = decltype(bytes_)(); }
+  void do_release() noexcept override { bytes_ = decltype(bytes_)(); }
   void add_sources(std::vector<std::shared_ptr<const byte_source>>& out) const override { tensor_.source->add_sources(out); }
   result<view> load(region r, scratch&) const override { return at(r); }
   result<void> produce(region r, std::span<const tile> tiles, scratch&) const override {
@@ -14186,11 +14241,10 @@ class stacked_recipe final : public recipe {
     for (const recipe_ptr& part : distinct_) sum += part->prepared_bytes();
     return sum;
   }
-  result<void> prepare(const job& run) override {
-    for (const recipe_ptr& part : distinct_) TENSORSMITH_CHECK(part->prepare(run));
-    return {};
+  result<void> do_prepare(const job& run) override {
+    return prepare_all(distinct_, run);
   }
-  void release() noexcept override {
+  void do_release() noexcept override {
     for (const recipe_ptr& part : distinct_) part->release();
   }
   void add_sources(std::vector<std::shared_ptr<const byte_source>>& out) const override {
@@ -15248,7 +15302,7 @@ TENSORSMITH_BEGIN_NAMESPACE
 /// All tensors of a package, component by component; those of a component with a name as "component.tensor", which our readers of single
 /// files take apart again. @fails mismatch (two tensors get one name)
 inline result<catalog> joined_catalog(const package& in) {
-  if (in.components.size() == 1 && in.components[0].name.empty()) return in.components[0].weights;
+  if (in.is_single_model()) return in.components[0].weights;
   std::vector<catalog_entry> entries;
   for (const component& part : in.components)
     for (const catalog_entry& entry : part.weights.entries()) entries.push_back({qualified_name(part, entry.name), entry.tensor, entry.origin});

@@ -1152,7 +1152,24 @@ struct stored_bytes {
 /// unless `output_region` maps it. Thread-safe after `prepare`; regions may be asked for in any order.
 class recipe {
  public:
+  recipe() = default;
+  recipe(const recipe&) = delete;
+  recipe& operator=(const recipe&) = delete;
   virtual ~recipe() = default;
+
+  /// Whole-tensor work before the first tile (statistics, checksums). Every user calls it, several placements or recipes at a time if they share
+  /// this one: the first call does the work, the others wait for it. After a failure there is nothing to release, and the next call tries again.
+  result<void> prepare(const job& run) {
+    const lock one(preparing_);
+    if (users_ == 0) TENSORSMITH_CHECK(do_prepare(run));
+    ++users_;
+    return {};
+  }
+  /// Ends the use that a successful prepare began; the last one frees what was prepared.
+  void release() noexcept {
+    const lock one(preparing_);
+    if (users_ > 0 && --users_ == 0) do_release();
+  }
 
   /// The planned tensors (types and shapes; names are the catalog's business).
   virtual std::span<const tensor_info> outputs() const noexcept = 0;
@@ -1164,9 +1181,6 @@ class recipe {
   virtual region output_region(std::size_t /*k*/, region r) const { return r; }
   /// Bytes that stay allocated between prepare and release; the executor admits recipes within the memory budget.
   virtual std::size_t prepared_bytes() const noexcept { return 0; }
-  /// Whole-tensor work before the first tile (statistics, checksums). Called once a placement, possibly beside other recipes'
-  /// tiles; a recipe that several placements share must make repeated calls harmless.
-  virtual result<void> prepare(const job&) { return {}; }
   /// The bytes of region `r` of output 0 where they lie if possible, else produced into `work`. Single-output recipes only.
   virtual result<view> load(region r, scratch& work) const {
     const std::size_t pitch = row_bytes(r);
@@ -1177,8 +1191,6 @@ class recipe {
   }
   /// Writes output_region(k, r) of each output k into `tiles[k]`.
   virtual result<void> produce(region r, std::span<const tile> tiles, scratch& work) const = 0;
-  /// Frees what prepare allocated. Called once after the last tile, also after a failure.
-  virtual void release() noexcept {}
   /// Where output 0 lies stored, contiguous and unchanged, if it does: lets writers refer to it.
   virtual std::optional<stored_bytes> stored() const { return std::nullopt; }
 
@@ -1194,11 +1206,45 @@ class recipe {
   virtual std::shared_ptr<recipe> uncast() const { return nullptr; }
 
  protected:
+  /// What `prepare` does for the first user. A recipe over others prepares them here and, if it fails afterwards, releases those again.
+  virtual result<void> do_prepare(const job&) { return {}; }
+  /// Frees what do_prepare allocated, and releases the recipes that it prepared.
+  virtual void do_release() noexcept {}
   /// Bytes of one row of region `r` of output 0. @pre whole bytes (the grain sees to it)
   std::size_t row_bytes(region r) const noexcept { return byte_count(outputs()[0].type, r.cols); }
+
+ private:
+  /// A mutex of one byte: a catalog may hold a million recipes.
+  class lock {
+   public:
+    explicit lock(std::atomic_flag& flag) noexcept : flag_(flag) {
+      while (flag_.test_and_set(std::memory_order_acquire)) flag_.wait(true, std::memory_order_relaxed);
+    }
+    ~lock() {
+      flag_.clear(std::memory_order_release);
+      flag_.notify_one();
+    }
+    lock(const lock&) = delete;
+    lock& operator=(const lock&) = delete;
+
+   private:
+    std::atomic_flag& flag_;
+  };
+  std::atomic_flag preparing_;
+  std::uint32_t users_ = 0;
 };
 
 using recipe_ptr = std::shared_ptr<recipe>;
+
+/// Prepares all of them or, after a failure, none.
+inline result<void> prepare_all(std::span<const recipe_ptr> recipes, const job& run) {
+  for (std::size_t i = 0; i < recipes.size(); ++i)
+    if (auto outcome = recipes[i]->prepare(run); !outcome) {
+      while (i-- > 0) recipes[i]->release();
+      return outcome;
+    }
+  return {};
+}
 
 /// Copies `rows` rows of `bytes` bytes each.
 inline void copy_rows(view from, tile to, std::size_t rows, std::size_t bytes) noexcept {
@@ -2871,7 +2917,7 @@ class stored_recipe final : public recipe {
     return {0, 1, 0, 1};
   }
 
-  result<void> prepare(const job& run) override {
+  result<void> do_prepare(const job& run) override {
     if (check_) TENSORSMITH_CHECK(check_->verify(run));
     if (layout_ == layout::transposed)  // read in pieces all over it: have it fetched in one go
       file_->will_need(offset_, span_elements(0) * bits_of(info_.type) / 8);
@@ -3825,8 +3871,8 @@ class view_recipe : public recipe {
   }
   std::span<const tensor_info> outputs() const noexcept override { return {&info_, 1}; }
   std::size_t prepared_bytes() const noexcept override { return inner_->prepared_bytes(); }
-  result<void> prepare(const job& run) override { return inner_->prepare(run); }
-  void release() noexcept override { inner_->release(); }
+  result<void> do_prepare(const job& run) override { return inner_->prepare(run); }
+  void do_release() noexcept override { inner_->release(); }
   void add_sources(std::vector<std::shared_ptr<const byte_source>>& out) const override { inner_->add_sources(out); }
 
  protected:
@@ -4695,11 +4741,16 @@ class inflated_recipe final : public recipe {
   plane work() const override { return inner_->work(); }
   region grain() const override { return inner_->grain(); }
   std::size_t prepared_bytes() const noexcept override { return static_cast<std::size_t>(entry_->size()); }
-  result<void> prepare(const job& run) override {
-    TENSORSMITH_CHECK(entry_->pin());
-    return inner_->prepare(run);
+  result<void> do_prepare(const job& run) override {
+    auto outcome = entry_->pin();
+    if (outcome) outcome = inner_->prepare(run);
+    if (!outcome) entry_->unpin();
+    return outcome;
   }
-  void release() noexcept override { entry_->unpin(); }
+  void do_release() noexcept override {
+    inner_->release();
+    entry_->unpin();
+  }
   void add_sources(std::vector<std::shared_ptr<const byte_source>>& out) const override { inner_->add_sources(out); }
   result<view> load(region r, scratch& work) const override { return inner_->load(r, work); }
   result<void> produce(region r, std::span<const tile> tiles, scratch& work) const override { return inner_->produce(r, tiles, work); }
@@ -10925,6 +10976,9 @@ struct package {
   std::string nested;                 ///< the dict of a torch file that holds the tensors: "state_dict"; empty: the top
   std::vector<std::pair<std::string, json_value>> scalars;    ///< numbers and texts beside the tensors of a torch file
 
+  /// One component without a name: a single file, or a folder of one model. Its tensors have whatever names the file gives them.
+  bool is_single_model() const noexcept { return components.size() == 1 && components[0].name.empty(); }
+
   component* find(std::string_view name) noexcept {
     for (component& c : components)
       if (c.name == name) return &c;
@@ -12827,7 +12881,7 @@ class execution {
     work();
     for (std::thread& w : workers) w.join();
     for (std::size_t i = 0; i < states_.size(); ++i)
-      if (states_[i].stage == phase::preparing || states_[i].stage == phase::ready) placements_[i].source->release();
+      if (states_[i].stage == phase::ready) placements_[i].source->release();
     if (failed_) return std::move(error_);
     return {};
   }
@@ -12913,6 +12967,7 @@ class execution {
       state& s = states_[done.placement];
       if (!outcome) {
         fail(done, std::move(outcome).error());
+        if (done.prepare) s.stage = phase::done;
       } else if (done.prepare) {
         s.stage = phase::ready;
       } else {
@@ -13671,6 +13726,7 @@ class change_builder {
 
   result<module_changes> build() {
     module_changes out;
+    if (weight_.elements() == 0) return refuse("the layer has no elements", "a weight", to_string(weight_.shape));
     TENSORSMITH_CHECK(check_algorithm());
     TENSORSMITH_TRY(weight_change_ptr change, choose(out));
     TENSORSMITH_CHECK(add_elements(change));
@@ -13946,15 +14002,17 @@ class change_builder {
     const bool square = of(b2).cols == of(b1).rows && all_.rows == all_.cols && of(a2).rows == all_.rows && of(a1).rows < of(a1).cols;
     const bool turned = older && (!newer || square);
     if (!newer && !older) return misfit({"a1", "a2", "b1", "b2"});
-    const tensor_ref &up = turned ? b2 : b1, &down = turned ? b1 : b2;
-    if (bm && (turned || bm.shape().size() != 4 || bm.shape()[1] != of(down).rows || bm.shape()[2] * bm.shape()[3] != positions_))
+    const tensor_ref &up = turned ? b2 : b1, &down = turned ? b1 : b2, &right = turned ? a2 : a1, &left = turned ? a1 : a2;
+    const std::size_t rank = of(left).rows;
+    if (of(right).cols != rank) return misfit({"a1", "a2"});
+    if (bm && (turned || bm.shape().size() != 4 || bm.shape()[0] != of(up).cols || bm.shape()[1] != of(down).rows ||
+               bm.shape()[2] * bm.shape()[3] != positions_))
       return misfit({"bm"});
     if (of(down).cols != (bm ? channels_ : all_.cols)) return misfit({"b1", "b2"});
     out.algorithm = "GLoRA";
-    TENSORSMITH_TRY(const double s, scale(turned ? of(a1).rows : of(a2).rows, out));
+    TENSORSMITH_TRY(const double s, scale(rank, out));
     // Older files name the factor that meets the weight first a2: W @ a2 @ a1, both stored the way that newer files store theirs.
-    return weight_change_ptr(std::make_shared<glora_change>(turned ? a2 : a1, turned ? a1 : a2, packed_product(up, down, bm), positions_,
-                                                            static_cast<float>(s * additive())));
+    return weight_change_ptr(std::make_shared<glora_change>(right, left, packed_product(up, down, bm), positions_, static_cast<float>(s * additive())));
   }
 
   result<weight_change_ptr> rotation(module_changes& out) {
@@ -14807,8 +14865,8 @@ class cast_recipe final : public recipe {
   std::span<const tensor_info> outputs() const noexcept override { return {&info_, 1}; }
   region grain() const override { return inner_->grain(); }
   std::size_t prepared_bytes() const noexcept override { return inner_->prepared_bytes(); }
-  result<void> prepare(const job& run) override { return inner_->prepare(run); }
-  void release() noexcept override { inner_->release(); }
+  result<void> do_prepare(const job& run) override { return inner_->prepare(run); }
+  void do_release() noexcept override { inner_->release(); }
   void add_sources(std::vector<std::shared_ptr<const byte_source>>& out) const override { inner_->add_sources(out); }
   result<void> produce(region r, std::span<const tile> tiles, scratch& work) const override {
     const scratch::scope keep(work);
@@ -15621,17 +15679,15 @@ class merged_recipe final : public recipe, public std::enable_shared_from_this<m
     for (const weight_change_ptr& change : changes_) sum += change->prepared_bytes();
     return sum;
   }
-  result<void> prepare(const job& run) override {
+  result<void> do_prepare(const job& run) override {
     TENSORSMITH_CHECK(weight_->prepare(run));
     rows_.assign(all_.rows, row_record{});
     stored_finite_ = -1;
-    for (std::size_t i = 0; i < changes_.size(); ++i) {
-      TENSORSMITH_CHECK(changes_[i]->prepare(run));
-      if (changes_[i]->observes()) TENSORSMITH_CHECK(show(i, run));
-    }
-    return {};
+    auto outcome = prepare_changes(run);
+    if (!outcome) do_release();
+    return outcome;
   }
-  void release() noexcept override {
+  void do_release() noexcept override {
     weight_->release();
     for (const weight_change_ptr& change : changes_) change->release();
   }
@@ -15662,6 +15718,14 @@ class merged_recipe final : public recipe, public std::enable_shared_from_this<m
   }
 
  private:
+  result<void> prepare_changes(const job& run) {
+    for (std::size_t i = 0; i < changes_.size(); ++i) {
+      TENSORSMITH_CHECK(changes_[i]->prepare(run));
+      if (changes_[i]->observes()) TENSORSMITH_CHECK(show(i, run));
+    }
+    return {};
+  }
+
   /// What is known of a row. A row belongs to one tile; where a consumer cuts amid a tile, both halves write the same.
   struct row_record {
     double change = 0, weight = 0;
@@ -15679,8 +15743,8 @@ class merged_recipe final : public recipe, public std::enable_shared_from_this<m
     std::span<const tensor_info> outputs() const noexcept override { return {&info_, 1}; }
     region grain() const override { return owner_.grain(); }
     std::size_t prepared_bytes() const noexcept override { return owner_.prepared_bytes(); }
-    result<void> prepare(const job& run) override { return owner_.prepare(run); }
-    void release() noexcept override { owner_.release(); }
+    result<void> do_prepare(const job& run) override { return owner_.prepare(run); }
+    void do_release() noexcept override { owner_.release(); }
     void add_sources(std::vector<std::shared_ptr<const byte_source>>& out) const override { owner_.add_sources(out); }
     result<void> produce(region r, std::span<const tile> tiles, scratch& work) const override {
       return owner_.write(r, tiles[0], dtype::f32, work);
@@ -16516,14 +16580,14 @@ class assembled_recipe final : public recipe {
     for (const scaled_block& block : blocks_) sum += block.source.info().bytes();
     return sum;
   }
-  result<void> prepare(const job& run) override {
+  result<void> do_prepare(const job& run) override {
     bytes_.resize(blocks_.size());
     for (std::size_t i = 0; i < blocks_.size(); ++i) {
       TENSORSMITH_TRY(bytes_[i], materialize(blocks_[i].source, run));
     }
     return {};
   }
-  void release() noexcept override { bytes_ = decltype(bytes_)(); }
+  void do_release() noexcept override { bytes_ = decltype(bytes_)(); }
   void add_sources(std::vector<std::shared_ptr<const byte_source>>& out) const override {
     for (const scaled_block& block : blocks_) block.source.source->add_sources(out);
   }
@@ -16589,14 +16653,14 @@ class combined_core_recipe final : public recipe {
   std::size_t prepared_bytes() const noexcept override {
     return (info_.elements() + core_.info().elements() + down_.info().elements()) * sizeof(double);
   }
-  result<void> prepare(const job& run) override {
+  result<void> do_prepare(const job& run) override {
     TENSORSMITH_TRY(const std::vector<double> core, doubles_of(core_, run));
     TENSORSMITH_TRY(const std::vector<double> down, doubles_of(down_, run));
     const shape_type& k = core_.shape();
     values_ = detail::combined_core(core, down, k[0], k[1], k[2] * k[3]);
     return {};
   }
-  void release() noexcept override { values_ = decltype(values_)(); }
+  void do_release() noexcept override { values_ = decltype(values_)(); }
   void add_sources(std::vector<std::shared_ptr<const byte_source>>& out) const override {
     core_.source->add_sources(out);
     down_.source->add_sources(out);
@@ -16674,7 +16738,7 @@ class truncated_svd_recipe final : public recipe {
     }
     return static_cast<std::size_t>(std::min(words * sizeof(double), 1e18));
   }
-  result<void> prepare(const job& run) override {
+  result<void> do_prepare(const job& run) override {
     if (run.cancelled()) return failure{.code = errc::cancelled, .what = "cancelled; nothing was written"};
     up_.assign(rows_ * rank_, 0.0), down_.assign(rank_ * cols_, 0.0);
     TENSORSMITH_CHECK(whole_ ? factor_whole(run) : factor_products(run));
@@ -16682,7 +16746,7 @@ class truncated_svd_recipe final : public recipe {
     return failure{.code = errc::numeric, .what = "the adapters' change has no singular values: it holds NaN or infinities, or is too large",
                    .place = "tensor " + quoted(outputs_[0].name), .expected = "finite values"};
   }
-  void release() noexcept override { up_ = decltype(up_)(), down_ = decltype(down_)(); }
+  void do_release() noexcept override { up_ = decltype(up_)(), down_ = decltype(down_)(); }
   void add_sources(std::vector<std::shared_ptr<const byte_source>>& out) const override {
     for (const scaled_product& p : products_)
       for (const tensor_ref* factor : {&p.up, &p.core, &p.down})
@@ -21680,11 +21744,11 @@ class held_output_recipe final : public recipe {
   region grain() const override { return {0, 1, 0, bits_of(info_.type) < 8 ? 8 / std::gcd(bits_of(info_.type), std::size_t{8}) : 1}; }
   std::size_t prepared_bytes() const noexcept override { return info_.bytes() + tensor_.source->prepared_bytes(); }
 
-  result<void> prepare(const job& run) override {
+  result<void> do_prepare(const job& run) override {
     TENSORSMITH_TRY(bytes_, materialize(tensor_, run));
     return {};
   }
-  void release() noexcept override { bytes_ = decltype(bytes_)(); }
+  void do_release() noexcept override { bytes_ = decltype(bytes_)(); }
   void add_sources(std::vector<std::shared_ptr<const byte_source>>& out) const override { tensor_.source->add_sources(out); }
   result<view> load(region r, scratch&) const override { return at(r); }
   result<void> produce(region r, std::span<const tile> tiles, scratch&) const override {
@@ -21732,11 +21796,10 @@ class stacked_recipe final : public recipe {
     for (const recipe_ptr& part : distinct_) sum += part->prepared_bytes();
     return sum;
   }
-  result<void> prepare(const job& run) override {
-    for (const recipe_ptr& part : distinct_) TENSORSMITH_CHECK(part->prepare(run));
-    return {};
+  result<void> do_prepare(const job& run) override {
+    return prepare_all(distinct_, run);
   }
-  void release() noexcept override {
+  void do_release() noexcept override {
     for (const recipe_ptr& part : distinct_) part->release();
   }
   void add_sources(std::vector<std::shared_ptr<const byte_source>>& out) const override {
@@ -22534,12 +22597,16 @@ class blended_recipe final : public recipe {
     for (const blend_term& term : terms_) sum += term.tensor.source->prepared_bytes();
     return sum;
   }
-  result<void> prepare(const job& run) override {
-    for (const blend_term& term : terms_) TENSORSMITH_CHECK(term.tensor.source->prepare(run));
-    if (mode_ == blend_mode::slerp) return measure(run);
-    return {};
+  result<void> do_prepare(const job& run) override {
+    std::vector<recipe_ptr> sources;
+    for (const blend_term& term : terms_) sources.push_back(term.tensor.source);
+    TENSORSMITH_CHECK(prepare_all(sources, run));
+    if (mode_ != blend_mode::slerp) return {};
+    auto outcome = measure(run);
+    if (!outcome) do_release();
+    return outcome;
   }
-  void release() noexcept override {
+  void do_release() noexcept override {
     for (const blend_term& term : terms_) term.tensor.source->release();
   }
   void add_sources(std::vector<std::shared_ptr<const byte_source>>& out) const override {
@@ -25503,7 +25570,7 @@ inline result<package> open_stable_diffusion(const std::string& path, const open
 /// Makes a pipeline of what a reader gave: a single component without a name is a checkpoint, whose tensors get their final names and
 /// whose configuration is derived; named components are taken as they are. @fails as open_stable_diffusion
 inline result<package> recognize_stable_diffusion(package in, const open_options& options, job& run) {
-  if (in.components.size() == 1 && in.components[0].name.empty()) {
+  if (in.is_single_model()) {
     checkpoint_file file;
     file.tensors = std::move(in.components[0].weights);
     file.ignored = std::move(in.components[0].ignored);
@@ -25602,9 +25669,6 @@ TENSORSMITH_BEGIN_NAMESPACE
 
 namespace detail {
 
-/// A file and not a pipeline: its tensors have names of their own.
-inline bool is_single_file(const package& in) noexcept { return in.components.size() == 1 && in.components[0].name.empty(); }
-
 /// The single file that `model` was recognised from, with the changed weights of `model` in it. A file whose names no writer of checkpoints knows
 /// goes on as the components of `model`, with a warning.
 inline result<package> in_form_of_file(package file, package model, const std::vector<changed_weight>& changed, job& run) {
@@ -25680,7 +25744,7 @@ class blend_stage {
 
   result<package> run(package in, job& run) const {
     TENSORSMITH_CHECK(begin(run));
-    if (!detail::is_single_file(in)) {
+    if (!in.is_single_model()) {
       TENSORSMITH_CHECK(blend(in, options_, true, run));
       return in;
     }
@@ -25725,7 +25789,7 @@ class blend_stage {
   /// Whether files that are not recognised can be blended all the same: nothing is asked for that needs to know their parts.
   bool by_own_names(const failure& error) const {
     bool files = error.code == errc::mismatch || error.code == errc::unsupported;
-    for (const result<package>& model : models_) files = files && detail::is_single_file(*model);
+    for (const result<package>& model : models_) files = files && model->is_single_model();
     return files && !options_.blocks && !options_.text_encoder && options_.vae == blend_vae::blend;
   }
 
@@ -25733,7 +25797,7 @@ class blend_stage {
     std::vector<blend_source> sources;
     for (const result<package>& model : models_) {
       package other = *model;
-      if (recognized && detail::is_single_file(other)) {
+      if (recognized && other.is_single_model()) {
         const std::size_t said = run.notes.size();
         TENSORSMITH_TRY(other, recognize_stable_diffusion(std::move(other), opening_, run));
         // Only its weights are used: what is said about tokenizers and schedulers is of no use.
@@ -28002,7 +28066,7 @@ class embedding_merge {
       : embeddings_(std::move(embeddings)), token_(std::move(token)), notes_(std::move(notes)), options_(std::move(options)) {}
 
   result<package> run(package in, job& run) const {
-    if (!detail::is_single_file(in)) {
+    if (!in.is_single_model()) {
       TENSORSMITH_CHECK(merge(in, run));
       return in;
     }
@@ -28180,7 +28244,7 @@ class lora_merge {
 
   result<package> run(package in, job& run) const {
     TENSORSMITH_TRY(const adapter_request request, prepare(run));
-    if (!detail::is_single_file(in)) {
+    if (!in.is_single_model()) {
       TENSORSMITH_CHECK(merge(in, request, run));
       return in;
     }
@@ -30267,7 +30331,9 @@ class onnx_update_plan {
         continue;
       }
       const std::uint64_t length = at->second->tensor.info().bytes();
-      const bool shared = overlaps(ranges, k);
+      if (length == 0 && r.length == 0) continue;
+      // What was empty may have its offset inside another tensor: it has no place of its own.
+      const bool shared = r.length == 0 || overlaps(ranges, k);
       if (shared || archive || (length != r.length && fixed)) {
         places_[r.initializer] = append(fresh, at->second->tensor, name);
         continue;
@@ -33388,7 +33454,7 @@ class diffusers_folder_writer {
   }
 
   result<void> plan() {
-    const bool single = in_.components.size() == 1 && in_.components[0].name.empty();
+    const bool single = in_.is_single_model();
     if (single && in_.components[0].config.is_null())
       return failure{.code = errc::mismatch, .what = "a folder needs the configuration of its model", .file = in_.source,
                      .expected = "a config.json", .found = "weights without one",
@@ -34148,7 +34214,7 @@ TENSORSMITH_BEGIN_NAMESPACE
 /// All tensors of a package, component by component; those of a component with a name as "component.tensor", which our readers of single
 /// files take apart again. @fails mismatch (two tensors get one name)
 inline result<catalog> joined_catalog(const package& in) {
-  if (in.components.size() == 1 && in.components[0].name.empty()) return in.components[0].weights;
+  if (in.is_single_model()) return in.components[0].weights;
   std::vector<catalog_entry> entries;
   for (const component& part : in.components)
     for (const catalog_entry& entry : part.weights.entries()) entries.push_back({qualified_name(part, entry.name), entry.tensor, entry.origin});

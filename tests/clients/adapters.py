@@ -9,18 +9,15 @@ usage: adapters.py CASE --bin DIR --work DIR      # a case, or the beginning of 
 merge-lora into the model's folder. Every weight of the pipeline is compared, those that the adapter must not touch included; every module
 of the adapter must have been applied.
 """
-import argparse
-import functools
 import json
 import os
-import shutil
-import subprocess
 import sys
 
+sys.dont_write_bytecode = True
+from cases import Cases, expect, folder_of  # noqa: E402
+
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-HERE = os.path.dirname(os.path.abspath(__file__))
-DATA = os.path.join(HERE, "..", "data")
-CASES = {}
+case = Cases(grouped=True)
 MODELS = {"sd1": "StableDiffusionPipeline", "sd2_v": "StableDiffusionPipeline", "sdxl": "StableDiffusionXLPipeline"}
 EPS = 2.0 ** -24  # half a unit in the last place of f32, relative
 ATTENTION = ["to_q", "to_k", "to_v", "to_out.0"]
@@ -29,34 +26,14 @@ CONVOLUTION = ["conv1", "conv2", "conv_shortcut", "time_emb_proj", "downsamplers
 TEXT = ["q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"]
 
 
-def case(function, *arguments, name=None):
-    CASES[name or function.__name__.replace("_", "-")] = functools.partial(function, *arguments)
-    return function
-
-
-class Run:
-    def __init__(self, options):
-        self.bin, self.work = options.bin, options.work
-
-    def path(self, name):
-        return os.path.join(self.work, name)
-
-    def merge(self, base, adapter, *arguments, strength):
-        """merge-lora into f32; the folder, and the account with every module applied."""
-        out = self.path("merged")
-        done = subprocess.run([os.path.join(self.bin, "merge-lora"), base, out, "--lora", f"{adapter}:{strength}", "--dtype", "f32", "--force", "--json", "--strict",
-                               *arguments], capture_output=True, text=True)
-        if done.returncode:
-            raise SystemExit(f"merge-lora: exit {done.returncode}: {done.stderr.strip()}")
-        account = json.loads(done.stdout)
-        for one in account["adapters"]:
-            if one["not_found"] or one["ignored"] or not one["applied"]:
-                raise SystemExit(f"merge-lora applied {one['applied']}, did not find {one['not_found']}, ignored {one['ignored']} modules")
-        return out, sum(one["applied"] for one in account["adapters"])
-
-
-def folder_of(model):
-    return os.path.join(DATA, model, "diffusers")
+def merge(run, base, adapter, *arguments, strength):
+    """merge-lora into f32; the folder, and how many modules were applied: all of them."""
+    out = run.path("merged")
+    account = json.loads(run.program("merge-lora", base, out, "--lora", f"{adapter}:{strength}", "--dtype", "f32", "--force", "--json", "--strict", *arguments))
+    for one in account["adapters"]:
+        expect(one["applied"] and not one["not_found"] and not one["ignored"],
+               f"merge-lora applied {one['applied']}, did not find {one['not_found']}, ignored {one['ignored']} modules")
+    return out, sum(one["applied"] for one in account["adapters"])
 
 
 def pipeline(model, folder=None):
@@ -165,7 +142,7 @@ def diffusers_file(model, config, strength, run):
     pipe.save_lora_weights(run.path("adapter"), **layers_of(pipe, convert_state_dict_to_diffusers), **_collate_lora_metadata(modules))
     adapter = run.path("adapter/pytorch_lora_weights.safetensors")
     pipe.fuse_lora(components=list(modules), lora_scale=strength)
-    out, count = run.merge(folder_of(model), adapter, strength=strength)
+    out, count = merge(run, folder_of(model), adapter, strength=strength)
     return compare(weights_of(pipeline(model, out)), weights_of(pipe), before, of_product(config["r"]), count)
 
 
@@ -202,7 +179,7 @@ def kohya_file(model, strength, run):
     other.load_lora_weights(adapter)
     other.fuse_lora(components=[p for p in PARTS if getattr(other, p, None) is not None], lora_scale=strength)
     other.unload_lora_weights()
-    out, count = run.merge(folder_of(model), adapter, strength=strength)
+    out, count = merge(run, folder_of(model), adapter, strength=strength)
     return compare(weights_of(pipeline(model, out)), weights_of(other), before, of_product(4), count)
 
 
@@ -224,7 +201,7 @@ def peft_folder(config, run):
                 parameter.data = parameter.data * 1.25
     model.save_pretrained(run.path("peft"))
     pipe.unet = model.merge_and_unload()
-    out, count = run.merge(folder_of("sd1"), run.path("peft"), strength=1)
+    out, count = merge(run, folder_of("sd1"), run.path("peft"), strength=1)
     return compare(weights_of(pipeline("sd1", out)), weights_of(pipe), before, of_tool(8), count)
 
 
@@ -257,7 +234,7 @@ def lycoris(model, algorithm, settings, strength, run):
     safetensors.torch.save_file(tensors, adapter)
     network.merge_to(strength)
     expected = weights_of(pipe)
-    out, count = run.merge(folder_of(model), adapter, "--dora-strength", "lycoris", strength=strength)
+    out, count = merge(run, folder_of(model), adapter, "--dora-strength", "lycoris", strength=strength)
     return compare(weights_of(pipeline(model, out)), expected, before, of_tool(8), count)
 
 
@@ -298,36 +275,9 @@ def make_files(model, folder):
     safetensors.torch.save_file(dict(zip(names, rows)), os.path.join(folder, "embedding.safetensors"))
 
 
-def main():
+if __name__ == "__main__":
     if sys.argv[1:2] == ["make"]:
         os.makedirs(sys.argv[3], exist_ok=True)
         make_files(*sys.argv[2:4])
-        return 0
-    parser = argparse.ArgumentParser()
-    parser.add_argument("case")
-    parser.add_argument("--bin")
-    parser.add_argument("--work")
-    options = parser.parse_args()
-    if options.case in ("list", "cases"):
-        print("\n".join(CASES if options.case == "cases" else dict.fromkeys(name.partition("-")[0] for name in CASES)))
-        return 0
-    chosen = [name for name in CASES if name == options.case or name.startswith(options.case + "-")]
-    if not chosen:
-        parser.error(f"no case {options.case}")
-    said = []
-    for name in chosen:
-        shutil.rmtree(options.work, ignore_errors=True)
-        os.makedirs(options.work)
-        try:
-            said.append(CASES[name](Run(options)))
-        except SystemExit as error:
-            raise SystemExit(f"{name}: {error}") from None
-        if len(chosen) > 1:
-            print(f"{name}: {said[-1]}")
-    shutil.rmtree(options.work)
-    print(said[0] if len(chosen) == 1 else f"{len(chosen)} adapters, every weight compared")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    else:
+        sys.exit(case.main())

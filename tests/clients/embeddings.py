@@ -7,56 +7,29 @@ usage: embeddings.py CASE --bin DIR --work DIR
 
 CASE is one of `embeddings.py list`. Works with transformers 4.57 (tokenizers in Python and in Rust) and 5 (in Rust only).
 """
-import argparse
-import functools
 import json
 import os
 import shutil
-import subprocess
 import sys
 
+sys.dont_write_bytecode = True
+from cases import DATA, Cases, expect, folder_of  # noqa: E402
+
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-HERE = os.path.dirname(os.path.abspath(__file__))
-DATA = os.path.join(HERE, "..", "data")
 FILES = os.path.join(DATA, "embeddings")
-CASES = {}
+case = Cases()
 FIRST = 300  # tokens of the tiny vocabulary; its end marker is the last of them
 SPECIAL_FILES = ("vocab.json", "merges.txt", "special_tokens_map.json")
 
 
-def case(function, *arguments, name=None):
-    CASES[name or function.__name__.replace("_", "-")] = functools.partial(function, *arguments)
-    return function
-
-
-class Run:
-    """merge-embedding and a folder to work in."""
-
-    def __init__(self, options):
-        self.program, self.work = os.path.join(options.bin, "merge-embedding"), options.work
-
-    def path(self, name):
-        return os.path.join(self.work, name)
-
-    def merge(self, base, output, *embeddings, rule="diffusers"):
-        arguments = [part for e in embeddings for part in ("--embedding", e)]
-        done = subprocess.run([self.program, base, output, *arguments, "--rule", rule, "--quiet"], capture_output=True, text=True)
-        if done.returncode:
-            raise SystemExit(f"merge-embedding: exit {done.returncode}: {done.stderr.strip()}")
-        return output
-
-
-def folder_of(model):
-    return os.path.join(DATA, model, "diffusers")
+def merge(run, base, output, *embeddings, rule="diffusers"):
+    arguments = [part for e in embeddings for part in ("--embedding", e)]
+    run.program("merge-embedding", base, output, *arguments, "--rule", rule, "--quiet")
+    return output
 
 
 def embedding(name, token=None):
     return os.path.join(FILES, name) + (":" + token if token else "")
-
-
-def expect(good, what):
-    if not good:
-        raise SystemExit(what)
 
 
 def read(*path):
@@ -103,7 +76,7 @@ RULES = {
 @case
 def token_rules(run):
     for rule, ids in RULES.items():
-        out = run.merge(folder_of("sd1"), run.path(rule), embedding("kohya.safetensors", "<cat>"), rule=rule)
+        out = merge(run, folder_of("sd1"), run.path(rule), embedding("kohya.safetensors", "<cat>"), rule=rule)
         check_tokens(os.path.join(out, "tokenizer"), ids)
         check_files(os.path.join(folder_of("sd1"), "tokenizer"), os.path.join(out, "tokenizer"), ids)
         expect(json.loads(read(out, "text_encoder", "config.json"))["vocab_size"] == FIRST + len(ids), "vocab_size")
@@ -112,7 +85,7 @@ def token_rules(run):
 
 @case
 def unicode_tokens(run):
-    out = run.merge(folder_of("sd1"), run.path("out"), embedding("concept.safetensors", "<größe>"), embedding("learned_embeds.bin", "<猫>"))
+    out = merge(run, folder_of("sd1"), run.path("out"), embedding("concept.safetensors", "<größe>"), embedding("learned_embeds.bin", "<猫>"))
     ids = {"<größe>": 300, "<猫>": 301}
     check_tokens(os.path.join(out, "tokenizer"), ids)
     check_files(os.path.join(folder_of("sd1"), "tokenizer"), os.path.join(out, "tokenizer"), ids)
@@ -129,9 +102,9 @@ def saved_again(run):
         tokenizer = tokenizers(os.path.join(folder_of("sd1"), "tokenizer"))[kind]
         shutil.rmtree(os.path.join(base, "tokenizer"))
         tokenizer.save_pretrained(os.path.join(base, "tokenizer"))
-        out = run.merge(base, run.path(f"one-{kind}"), embedding("a1111.pt", "<cat>"))
+        out = merge(run, base, run.path(f"one-{kind}"), embedding("a1111.pt", "<cat>"))
         check_tokens(os.path.join(out, "tokenizer"), {"<cat>": 300, "<cat>_1": 301})
-        again = run.merge(out, run.path(f"two-{kind}"), embedding("concept.safetensors"))
+        again = merge(run, out, run.path(f"two-{kind}"), embedding("concept.safetensors"))
         ids = {"<cat>": 300, "<cat>_1": 301, "<cat-toy>": 302}
         check_tokens(os.path.join(again, "tokenizer"), ids)
         check_files(os.path.join(base, "tokenizer"), os.path.join(again, "tokenizer"), ids)
@@ -184,7 +157,7 @@ PROMPT = "a photograph of <cat> in it"
 
 def diffusers_encoder(model, files, run):
     """A pipeline of one text encoder: matrix, ids and prompt states are those of load_textual_inversion."""
-    out = run.merge(folder_of(model), run.path("out"), *files)
+    out = merge(run, folder_of(model), run.path("out"), *files)
     theirs, ours = pipeline("StableDiffusionPipeline", readable(model, run)), pipeline("StableDiffusionPipeline", out)
     for file in files:
         path, _, token = file.rpartition(":") if ":" in file else (file, "", None)
@@ -208,7 +181,7 @@ def diffusers_sdxl(run):
     import torch
     from safetensors.torch import load_file
     name = embedding("sdxl.safetensors")
-    out = run.merge(folder_of("sdxl"), run.path("out"), name + ":<cat>")
+    out = merge(run, folder_of("sdxl"), run.path("out"), name + ":<cat>")
     theirs, ours = pipeline("StableDiffusionXLPipeline", readable("sdxl", run)), pipeline("StableDiffusionXLPipeline", out)
     state = load_file(name)
     for key, number in (("clip_l", ""), ("clip_g", "_2")):
@@ -239,19 +212,5 @@ def diffusers_sdxl(run):
     return f"pooled states, with the published end marker off by {float((wrong - pooled).abs().max()):.2f}"
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("case")
-    parser.add_argument("--bin")
-    parser.add_argument("--work")
-    options = parser.parse_args()
-    if options.case == "list":
-        print("\n".join(CASES))
-        return
-    shutil.rmtree(options.work, ignore_errors=True)
-    os.makedirs(options.work)
-    print(CASES[options.case](Run(options)))
-
-
 if __name__ == "__main__":
-    main()
+    sys.exit(case.main())

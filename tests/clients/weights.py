@@ -6,48 +6,29 @@ usage: weights.py CASE --bin DIR --work DIR
 
 CASE is one of the functions below that are marked with @case; `weights.py list` prints them.
 """
-import argparse
 import os
 import shutil
 import subprocess
 import sys
 
+sys.dont_write_bytecode = True
+from cases import DATA, Cases, folder_of  # noqa: E402
+
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-HERE = os.path.dirname(os.path.abspath(__file__))
-DATA = os.path.join(HERE, "..", "data")
-CASES = {}
+case = Cases()
 
 
-def case(function):
-    CASES[function.__name__.replace("_", "-")] = function
-    return function
+def convert(run, source, output, *arguments):
+    run.program("convert-weights", source, output, "--quiet", *arguments)
+    return output
 
 
-class Run:
-    """convert-weights and a folder to work in."""
-
-    def __init__(self, options):
-        self.program, self.work = os.path.join(options.bin, "convert-weights"), options.work
-
-    def path(self, name):
-        return os.path.join(self.work, name)
-
-    def convert(self, source, output, *arguments):
-        done = subprocess.run([self.program, source, output, "--quiet", *arguments], capture_output=True, text=True)
-        if done.returncode:
-            raise SystemExit(f"convert-weights: exit {done.returncode}: {done.stderr.strip()}")
-        return output
-
-    def original_names(self, model):
-        """The model as a single file with the original names, written by another program than ours."""
-        out = self.path(model + "-original.safetensors")
-        if not os.path.exists(out):
-            subprocess.run([sys.executable, os.path.join(DATA, "make", "ldm.py"), folder_of(model), out], check=True, stdout=subprocess.DEVNULL)
-        return out
-
-
-def folder_of(model):
-    return os.path.join(DATA, model, "diffusers")
+def original_names(run, model):
+    """The model as a single file with the original names, written by another program than ours."""
+    out = run.path(model + "-original.safetensors")
+    if not os.path.exists(out):
+        subprocess.run([sys.executable, os.path.join(DATA, "make", "ldm.py"), folder_of(model), out], check=True, stdout=subprocess.DEVNULL)
+    return out
 
 
 def weights_of(model, part="unet"):
@@ -72,8 +53,8 @@ def same(found, expected, what):
 def safetensors_load_file(run):
     from safetensors.torch import load_file
     source = weights_of("sd1")
-    said = same(load_file(run.convert(source, run.path("out.safetensors"), "--to", "safetensors")), load_file(source), "safetensors")
-    half = load_file(run.convert(source, run.path("half.safetensors"), "--to", "safetensors", "--dtype", "bf16"))
+    said = same(load_file(convert(run, source, run.path("out.safetensors"), "--to", "safetensors")), load_file(source), "safetensors")
+    half = load_file(convert(run, source, run.path("half.safetensors"), "--to", "safetensors", "--dtype", "bf16"))
     same(half, {k: v.bfloat16() for k, v in load_file(source).items()}, "bf16")
     return said + ", also as bf16"
 
@@ -83,11 +64,11 @@ def torch_load_weights_only(run):
     import torch
     from safetensors.torch import load_file
     source = weights_of("sdxl")
-    out = run.convert(source, run.path("out.pt"), "--to", "torch")
+    out = convert(run, source, run.path("out.pt"), "--to", "torch")
     expected = load_file(source)
     same(torch.load(out, weights_only=True), expected, "torch.load")
     same(torch.load(out, weights_only=True, mmap=True), expected, "torch.load with mmap")
-    back = run.convert(out, run.path("back.safetensors"), "--to", "safetensors")
+    back = convert(run, out, run.path("back.safetensors"), "--to", "safetensors")
     return same(load_file(back), expected, "there and back")
 
 
@@ -98,7 +79,7 @@ def torch_legacy_and_pickle(run):
     tensors = load_file(weights_of("sd1", "vae"))
     legacy = run.path("legacy.bin")
     torch.save(tensors, legacy, _use_new_zipfile_serialization=False)
-    return same(load_file(run.convert(legacy, run.path("out.safetensors"), "--to", "safetensors")), tensors, "a file of torch before 1.6")
+    return same(load_file(convert(run, legacy, run.path("out.safetensors"), "--to", "safetensors")), tensors, "a file of torch before 1.6")
 
 
 @case
@@ -107,7 +88,7 @@ def numpy_load(run):
     import torch
     from safetensors.torch import load_file
     source = weights_of("sd1", "vae")
-    with numpy.load(run.convert(source, run.path("out.npz"), "--to", "npz"), allow_pickle=False) as out:
+    with numpy.load(convert(run, source, run.path("out.npz"), "--to", "npz"), allow_pickle=False) as out:
         found = {name: torch.from_numpy(out[name]) for name in out.files}
     return same(found, load_file(source), "npz")
 
@@ -118,7 +99,7 @@ def transformers_shards(run):
     import torch
     from transformers import CLIPTextModel
     folder = os.path.join(folder_of("sd1"), "text_encoder")
-    out = run.convert(folder, run.path("shards"), "--to", "safetensors", "--shard-size", "100kB")
+    out = convert(run, folder, run.path("shards"), "--to", "safetensors", "--shard-size", "100kB")
     with open(os.path.join(out, "model.safetensors.index.json"), encoding="utf-8") as file:
         shards = len(set(json.load(file)["weight_map"].values()))
     shutil.copy(os.path.join(folder, "config.json"), out)
@@ -129,8 +110,6 @@ def transformers_shards(run):
 
 def image_of(pipe, model):
     import numpy
-    sys.path.insert(0, HERE)
-    sys.dont_write_bytecode = True
     from pipelines import arguments
     pipe.set_progress_bar_config(disable=True)
     return numpy.asarray(pipe(**arguments(model)).images[0], numpy.float32)
@@ -148,7 +127,6 @@ def same_image(found, expected, model):
 
 def class_of(model):
     import diffusers
-    sys.path.insert(0, HERE)
     from pipelines import CLASSES
     return getattr(diffusers, CLASSES[model])
 
@@ -160,8 +138,8 @@ def folder_and_single_file(run, model, source, *arguments):
     for name in ("tokenizer", "tokenizer_2"):
         if os.path.exists(os.path.join(folder_of(model), name)):
             shutil.copytree(os.path.join(folder_of(model), name), os.path.join(tokenizers, name))
-    out = run.convert(source, run.path("folder"), "--to", "diffusers", "--tokenizer", tokenizers, *arguments)
-    original = class_of(model).from_single_file(run.original_names(model), config=folder_of(model), local_files_only=True, torch_dtype=torch.float32)
+    out = convert(run, source, run.path("folder"), "--to", "diffusers", "--tokenizer", tokenizers, *arguments)
+    original = class_of(model).from_single_file(original_names(run, model), config=folder_of(model), local_files_only=True, torch_dtype=torch.float32)
     return same_image(class_of(model).from_pretrained(out, torch_dtype=torch.float32), original, model)
 
 
@@ -172,18 +150,18 @@ def diffusers_from_checkpoint_sd1(run):
 
 @case
 def diffusers_from_checkpoint_sd2(run):
-    return folder_and_single_file(run, "sd2_v", run.original_names("sd2_v"), "--shard-size", "1MB")
+    return folder_and_single_file(run, "sd2_v", original_names(run, "sd2_v"), "--shard-size", "1MB")
 
 
 @case
 def diffusers_from_checkpoint_sdxl(run):
-    return folder_and_single_file(run, "sdxl", run.original_names("sdxl"))
+    return folder_and_single_file(run, "sdxl", original_names(run, "sdxl"))
 
 
 @case
 def checkpoint_from_single_file(run):
     import torch
-    out = run.convert(folder_of("sdxl"), run.path("model.safetensors"), "--to", "checkpoint")
+    out = convert(run, folder_of("sdxl"), run.path("model.safetensors"), "--to", "checkpoint")
     pipe = class_of("sdxl").from_single_file(out, config=folder_of("sdxl"), local_files_only=True, torch_dtype=torch.float32)
     return same_image(pipe, class_of("sdxl").from_pretrained(folder_of("sdxl"), torch_dtype=torch.float32), "sdxl")
 
@@ -192,8 +170,8 @@ def checkpoint_from_single_file(run):
 def checkpoint_as_torch(run):
     import torch
     from safetensors.torch import load_file
-    out = run.convert(folder_of("sd1"), run.path("model.ckpt"), "--to", "checkpoint")
-    expected = load_file(run.original_names("sd1"))
+    out = convert(run, folder_of("sd1"), run.path("model.ckpt"), "--to", "checkpoint")
+    expected = load_file(original_names(run, "sd1"))
     found = torch.load(out, weights_only=True)["state_dict"]
     leftovers = {name for name in expected if name not in found}
     unnamed = [n for n in leftovers if not n.endswith("position_ids") and "." in n]
@@ -202,23 +180,5 @@ def checkpoint_as_torch(run):
     return same(found, {name: tensor for name, tensor in expected.items() if name in found}, "checkpoint")
 
 
-def main():
-    parser = argparse.ArgumentParser()
-    parser.add_argument("case")
-    parser.add_argument("--bin")
-    parser.add_argument("--work")
-    options = parser.parse_args()
-    if options.case == "list":
-        print("\n".join(CASES))
-        return 0
-    if options.case not in CASES:
-        parser.error(f"no case {options.case}")
-    shutil.rmtree(options.work, ignore_errors=True)
-    os.makedirs(options.work)
-    print(CASES[options.case](Run(options)))
-    shutil.rmtree(options.work)
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(case.main())

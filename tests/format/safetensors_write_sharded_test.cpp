@@ -50,7 +50,7 @@ void same_tensors(const ts::catalog& read, const ts::catalog& wanted) {
 class fickle final : public ts::recipe {
  public:
   std::span<const ts::tensor_info> outputs() const noexcept override { return {&info_, 1}; }
-  ts::result<void> prepare(const ts::job&) override {
+  ts::result<void> do_prepare(const ts::job&) override {
     ++passes_;
     return {};
   }

@@ -22,7 +22,7 @@ struct layer {
 /// A layer of each kind; 8 channels, so that a few hundred bytes make an adapter of any algorithm.
 const std::vector<layer>& layers() {
   static const std::vector<layer> all = {
-      {"unet", "conv_in", {8, 4, 3, 3}, true},
+      {"unet", "conv_in", {8, 9, 3, 3}, true},  // of an inpainting model: changes for 4 channels fit, too
       {"unet", "down_blocks.0.resnets.0.norm1", {8}, true},
       {"unet", "down_blocks.0.resnets.0.conv1", {8, 8, 3, 3}, true},
       {"unet", "down_blocks.0.attentions.0.proj_in", {8, 8, 1, 1}, true},
@@ -128,16 +128,18 @@ void merge_as_embeddings(const package& file, job& run) {
 struct made_tensor {
   std::string name;
   std::vector<std::size_t> shape;
+  std::vector<std::size_t> integers{};  // set: the elements, as i64
 };
 
 std::string written(const std::vector<made_tensor>& tensors, fuzz::dice& roll) {
   const bool half = roll.once_in(3);
   std::string header, data;
   for (const made_tensor& t : tensors) {
-    const std::size_t n = fuzz::product(t.shape), begin = data.size();
+    const std::size_t n = t.integers.empty() ? fuzz::product(t.shape) : 0, begin = data.size();
+    for (const std::size_t number : t.integers) data += fuzz::little_endian(number, 8);
     for (std::size_t i = 0; i < n; ++i) data += half ? fuzz::little_endian(roll.once_in(64) ? roll.next() : 0x3000 + roll.below(0x800), 2)
                                                      : fuzz::little_endian(roll.once_in(64) ? roll.next() : 0x3E000000 + roll.below(0x1000000), 4);
-    header += (header.empty() ? "{\"" : ",\"") + t.name + "\":{\"dtype\":\"" + (half ? "F16" : "F32") + "\",\"shape\":[" + fuzz::listed(t.shape, ",") +
+    header += (header.empty() ? "{\"" : ",\"") + t.name + "\":{\"dtype\":\"" + (!t.integers.empty() ? "I64" : half ? "F16" : "F32") + "\",\"shape\":[" + fuzz::listed(t.shape, ",") +
               "],\"data_offsets\":[" + std::to_string(begin) + "," + std::to_string(data.size()) + "]}";
   }
   if (header.empty()) header = "{";
@@ -155,11 +157,13 @@ void add_module(std::vector<made_tensor>& out, const layer& l, fuzz::dice& roll)
   const auto add = [&](std::string_view parameter, std::vector<std::size_t> shape) {
     if (roll.once_in(24)) return;
     if (roll.once_in(24)) shape = fuzz::small_shape(roll);
+    if (roll.once_in(16) && !shape.empty()) shape[roll.below(shape.size())] = roll.below(10);  // all but one extent fit
+    if (roll.once_in(32) && shape.size() > 1) std::swap(shape[0], shape[1]);
     out.push_back({name + "." + std::string(parameter), std::move(shape)});
   };
   const auto flat = [&](std::size_t a, std::size_t b) { return conv ? std::vector<std::size_t>{a, b, 1, 1} : std::vector<std::size_t>{a, b}; };
   const auto kernel = [&](std::size_t a, std::size_t b) { return conv ? std::vector<std::size_t>{a, b, k, k} : std::vector<std::size_t>{a, b}; };
-  switch (roll.below(12)) {
+  switch (roll.below(18)) {
     case 0: add("lora_up.weight", flat(rows, r)), add("lora_down.weight", kernel(r, channels)); break;
     case 1: add("lora_up.weight", flat(rows, r)), add("lora_down.weight", flat(r, channels)), add("lora_mid.weight", {r, r, k, k}); break;
     case 2:
@@ -178,11 +182,25 @@ void add_module(std::vector<made_tensor>& out, const layer& l, fuzz::dice& roll)
     case 8: add("weight", {roll.once_in(2) ? rows : channels}), add("on_input", {}); break;
     case 9: add("a1.weight", {channels, r}), add("a2.weight", {r, channels}), add("b1.weight", {rows, r}), add("b2.weight", {r, channels * k * k}); break;
     case 10: add("oft_blocks", {rows / 4, 4, 4}), roll.once_in(2) ? add("rescale", {rows, 1}) : void(); break;
-    default: add("oft_blocks", {2, rows / 4, 4, 4}); break;
+    case 11: add("oft_diag", {rows / 4, 4, 4}), roll.once_in(2) ? add("rescale", {rows, 1}) : void(); break;
+    case 12: add("oft_blocks", {1 + roll.below(3), rows / 4, 4, 4}); break;
+    case 13: add("lokr_w1_a", {2, r}), add("lokr_w1_b", {r, 2}), add("lokr_w2_a", {r, rows / 2}), add("lokr_w2_b", {r, channels / 2}), add("lokr_t2", {r, r, k, k}); break;
+    case 14: add("a1.weight", {r, channels}), add("a2.weight", {channels, r}), add("b1.weight", {r, channels * k * k}), add("b2.weight", {rows, r}); break;
+    case 15:
+      add("a1.weight", {channels, r}), add("a2.weight", {r, channels}), add("b1.weight", {rows, r}), add("b2.weight", flat(r, channels));
+      add("bm.weight", {r, r, k, k});
+      break;
+    case 16: add("set_weight", l.weight), roll.once_in(2) ? add("set_bias", {rows}) : void(); break;
+    default: add("lora_up.weight", flat(rows, r)), add("lora_down.weight", kernel(r, roll.once_in(2) ? 4 : channels)); break;
   }
   if (roll.once_in(2)) add("alpha", roll.once_in(2) ? std::vector<std::size_t>{} : std::vector<std::size_t>{1});
   if (roll.once_in(4)) add("dora_scale", roll.once_in(2) ? flat(rows, 1) : flat(1, channels));
-  if (roll.once_in(16)) add("bias_indices", {2, r}), add("bias_values", {r}), add("bias_size", {2});
+  if (!roll.once_in(16)) return;
+  add("bias_values", {r});
+  std::vector<std::size_t> places(l.weight.size() * r);
+  for (std::size_t i = 0; i < places.size(); ++i) places[i] = roll.below(l.weight[i / r] + (roll.once_in(32) ? 1 : 0));
+  out.push_back({name + ".bias_indices", {l.weight.size(), r}, std::move(places)});
+  out.push_back({name + ".bias_size", {l.weight.size()}, l.weight});
 }
 
 void add_dotted(std::vector<made_tensor>& out, const layer& l, fuzz::dice& roll) {

@@ -8,6 +8,7 @@
 #include "support/catch.hpp"
 #include "tensorsmith/tensor/cast.hpp"
 #include "tensorsmith/tensor/memory.hpp"
+#include "tensorsmith/tensor/stacked.hpp"
 #include "tensorsmith/tensor/views.hpp"
 
 namespace ts = tensorsmith;
@@ -55,12 +56,12 @@ class failing final : public ts::recipe {
   failing(std::size_t bad_row, std::string what, std::atomic<int>& balance)
       : bad_row_(bad_row), what_(std::move(what)), balance_(balance) {}
   std::span<const ts::tensor_info> outputs() const noexcept override { return {&info_, 1}; }
-  ts::result<void> prepare(const ts::job&) override {
+  ts::result<void> do_prepare(const ts::job&) override {
     std::this_thread::sleep_for(std::chrono::milliseconds(delay_ms));
     return ++balance_, ts::result<void>{};
   }
   int delay_ms = 0;
-  void release() noexcept override { --balance_; }
+  void do_release() noexcept override { --balance_; }
   ts::result<void> produce(ts::region r, std::span<const ts::tile> tiles, ts::scratch&) const override {
     if (r.row <= bad_row_ && bad_row_ < r.row + r.rows) return ts::failure{.code = ts::errc::numeric, .what = what_};
     std::memset(tiles[0].data, 1, tiles[0].pitch * r.rows);
@@ -74,7 +75,76 @@ class failing final : public ts::recipe {
   std::atomic<int>& balance_;
 };
 
+/// Prepares for a while, and gives ones only while it is prepared. Fails in the first `failures` calls.
+class prepared_ones final : public ts::recipe {
+ public:
+  explicit prepared_ones(int failures = 0) : failures_(failures) {}
+  std::span<const ts::tensor_info> outputs() const noexcept override { return {&info_, 1}; }
+  ts::result<void> do_prepare(const ts::job&) override {
+    ++prepared;
+    if (failures_-- > 0) return ts::failure{.code = ts::errc::numeric, .what = "not yet"};
+    std::this_thread::sleep_for(std::chrono::milliseconds(2));
+    value_ = 1;
+    return {};
+  }
+  void do_release() noexcept override { ++released, value_ = 0; }
+  ts::result<void> produce(ts::region r, std::span<const ts::tile> tiles, ts::scratch&) const override {
+    std::memset(tiles[0].data, value_, tiles[0].pitch * r.rows);
+    return {};
+  }
+  int prepared = 0, released = 0;
+
+ private:
+  ts::tensor_info info_{"ones", ts::dtype::u8, {64, 16}};
+  int failures_, value_ = 0;
+};
+
 }  // namespace
+
+TEST_CASE("placements and recipes that share a recipe prepare it once and release it behind the last of them", "[tensor]") {
+  for (int repeat = 0; repeat < 20; ++repeat) {
+    const auto shared = std::make_shared<prepared_ones>();
+    const ts::tensor_ref ones{shared, 0};
+    const ts::tensor_ref stack = *ts::stacked_rows({ones, *ts::transposed(*ts::transposed(ones)), ones});
+    std::vector<std::byte> out(5 * 1024);
+    ts::memory_sink sink(out);
+    const std::vector<ts::placement> all = {{shared, {{&sink, 0}}, "a"}, {stack.source, {{&sink, 1024}}, "b"}, {shared, {{&sink, 4096}}, "c"}};
+    ts::job run;
+    run.threads = 4, run.tile_bytes = 64;
+    REQUIRE(ts::execute(all, run));
+    CHECK(out == std::vector<std::byte>(out.size(), std::byte{1}));
+    CHECK(shared->prepared == shared->released);
+    CHECK(shared->prepared >= 1);
+    CHECK(shared->prepared <= 3);
+  }
+  prepared_ones alone;
+  ts::job run;
+  REQUIRE(alone.prepare(run));
+  REQUIRE(alone.prepare(run));
+  alone.release();
+  CHECK(alone.released == 0);
+  alone.release();
+  CHECK(alone.prepared == 1);
+  CHECK(alone.released == 1);
+}
+
+TEST_CASE("a recipe over several prepares all or none of them", "[tensor]") {
+  const auto good = std::make_shared<prepared_ones>();
+  const auto bad = std::make_shared<prepared_ones>(1);
+  const ts::tensor_ref stack = *ts::stacked_rows({ts::tensor_ref{good, 0}, ts::tensor_ref{bad, 0}});
+  ts::job run;
+  REQUIRE(good->prepare(run));  // another user
+  CHECK_FALSE(stack.source->prepare(run));
+  CHECK(good->released == 0);
+  REQUIRE(stack.source->prepare(run));  // nothing is left of the failure
+  stack.source->release();
+  CHECK(good->released == 0);
+  good->release();
+  CHECK(good->prepared == 1);
+  CHECK(good->released == 1);
+  CHECK(bad->prepared == 2);
+  CHECK(bad->released == 1);
+}
 
 TEST_CASE("bytes out do not depend on threads or tile size", "[tensor]") {
   const ts::tensor_ref matrix = ts::in_memory({"m", ts::dtype::f32, {130, 70}}, counting(130 * 70));

@@ -288,6 +288,33 @@ TEST_CASE("consumers may cut a merged weight amid its grain: stacked, sliced and
   }
 }
 
+TEST_CASE("one merged weight may stand in several places of a run") {
+  const std::size_t rows = 96, cols = 80;
+  floats stored(rows * cols), up(rows * 4), down(4 * cols), magnitudes(cols);
+  for (floats* values : {&stored, &up, &down, &magnitudes})
+    for (std::size_t i = 0; i < values->size(); ++i) (*values)[i] = static_cast<float>(i * 37 % 101) / 101 - 0.4f;
+  const auto weight = tensor_of({rows, cols}, stored, ts::dtype::f16);
+  const auto by_columns = [&] {
+    return std::make_shared<ts::dora_change>(lora(rows, cols, up, down), tensor_of({1, cols}, magnitudes), false, 1, ts::dora_strength::interpolate, 0.5);
+  };
+  const auto alone = std::make_shared<ts::merged_recipe>(weight.source, std::vector<ts::weight_change_ptr>{by_columns()}, ts::dtype::f16);
+  const auto expected = bytes_of({alone, 0}, runner(1, 1 << 20));
+  REQUIRE(expected);
+  for (int repeat = 0; repeat < 10; ++repeat) {
+    const auto merged = std::make_shared<ts::merged_recipe>(weight.source, std::vector<ts::weight_change_ptr>{by_columns()}, ts::dtype::f16);
+    std::vector<std::byte> first(rows * cols * 2), second(first.size()), plain(2 * first.size());
+    ts::memory_sink a(first), b(second), c(plain);
+    const std::vector<ts::placement> all = {{merged, {{&a, 0}}, "a"}, {merged, {{&b, 0}}, "b"}, {merged->uncast(), {{&c, 0}}, "c"}};
+    REQUIRE(ts::execute(all, runner(4, 1024)));
+    CHECK(first == *expected);
+    CHECK(second == *expected);
+    std::vector<std::byte> rounded(first.size());
+    ts::convert_elements(ts::dtype::f32, plain.data(), ts::dtype::f16, rounded.data(), rows * cols);
+    CHECK(rounded == *expected);
+    CHECK(same(merged->norms(), alone->norms()));
+  }
+}
+
 TEST_CASE("cast_floats leaves what has the type, what is kept and what is no float, and keeps ties") {
   ts::catalog weights;
   const ts::tensor_ref tied = tensor_of({4}, {1, 2, 3, 4});

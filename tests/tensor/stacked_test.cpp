@@ -58,8 +58,8 @@ class blocked_recipe final : public ts::recipe {
   std::span<const ts::tensor_info> outputs() const noexcept override { return inner_->outputs(); }
   ts::region grain() const override { return grain_; }
   std::size_t prepared_bytes() const noexcept override { return 7; }
-  ts::result<void> prepare(const ts::job&) override { return ++prepared, ts::result<void>(); }
-  void release() noexcept override { ++released; }
+  ts::result<void> do_prepare(const ts::job&) override { return ++prepared, ts::result<void>(); }
+  void do_release() noexcept override { ++released; }
   ts::result<void> produce(ts::region r, std::span<const ts::tile> tiles, ts::scratch& work) const override {
     const ts::plane all = ts::plane_of(outputs()[0].shape);
     const auto fits = [](std::size_t at, std::size_t count, std::size_t step, std::size_t whole) {

@@ -259,7 +259,7 @@ inline result<package> open_stable_diffusion(const std::string& path, const open
 /// Makes a pipeline of what a reader gave: a single component without a name is a checkpoint, whose tensors get their final names and
 /// whose configuration is derived; named components are taken as they are. @fails as open_stable_diffusion
 inline result<package> recognize_stable_diffusion(package in, const open_options& options, job& run) {
-  if (in.components.size() == 1 && in.components[0].name.empty()) {
+  if (in.is_single_model()) {
     checkpoint_file file;
     file.tensors = std::move(in.components[0].weights);
     file.ignored = std::move(in.components[0].ignored);

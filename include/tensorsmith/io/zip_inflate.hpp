@@ -111,11 +111,16 @@ class inflated_recipe final : public recipe {
   plane work() const override { return inner_->work(); }
   region grain() const override { return inner_->grain(); }
   std::size_t prepared_bytes() const noexcept override { return static_cast<std::size_t>(entry_->size()); }
-  result<void> prepare(const job& run) override {
-    TENSORSMITH_CHECK(entry_->pin());
-    return inner_->prepare(run);
+  result<void> do_prepare(const job& run) override {
+    auto outcome = entry_->pin();
+    if (outcome) outcome = inner_->prepare(run);
+    if (!outcome) entry_->unpin();
+    return outcome;
   }
-  void release() noexcept override { entry_->unpin(); }
+  void do_release() noexcept override {
+    inner_->release();
+    entry_->unpin();
+  }
   void add_sources(std::vector<std::shared_ptr<const byte_source>>& out) const override { inner_->add_sources(out); }
   result<view> load(region r, scratch& work) const override { return inner_->load(r, work); }
   result<void> produce(region r, std::span<const tile> tiles, scratch& work) const override { return inner_->produce(r, tiles, work); }

@@ -36,7 +36,7 @@ class blend_stage {
 
   result<package> run(package in, job& run) const {
     TENSORSMITH_CHECK(begin(run));
-    if (!detail::is_single_file(in)) {
+    if (!in.is_single_model()) {
       TENSORSMITH_CHECK(blend(in, options_, true, run));
       return in;
     }
@@ -81,7 +81,7 @@ class blend_stage {
   /// Whether files that are not recognised can be blended all the same: nothing is asked for that needs to know their parts.
   bool by_own_names(const failure& error) const {
     bool files = error.code == errc::mismatch || error.code == errc::unsupported;
-    for (const result<package>& model : models_) files = files && detail::is_single_file(*model);
+    for (const result<package>& model : models_) files = files && model->is_single_model();
     return files && !options_.blocks && !options_.text_encoder && options_.vae == blend_vae::blend;
   }
 
@@ -89,7 +89,7 @@ class blend_stage {
     std::vector<blend_source> sources;
     for (const result<package>& model : models_) {
       package other = *model;
-      if (recognized && detail::is_single_file(other)) {
+      if (recognized && other.is_single_model()) {
         const std::size_t said = run.notes.size();
         TENSORSMITH_TRY(other, recognize_stable_diffusion(std::move(other), opening_, run));
         // Only its weights are used: what is said about tokenizers and schedulers is of no use.

@@ -18,9 +18,6 @@ TENSORSMITH_BEGIN_NAMESPACE
 
 namespace detail {
 
-/// A file and not a pipeline: its tensors have names of their own.
-inline bool is_single_file(const package& in) noexcept { return in.components.size() == 1 && in.components[0].name.empty(); }
-
 /// The single file that `model` was recognised from, with the changed weights of `model` in it. A file whose names no writer of checkpoints knows
 /// goes on as the components of `model`, with a warning.
 inline result<package> in_form_of_file(package file, package model, const std::vector<changed_weight>& changed, job& run) {

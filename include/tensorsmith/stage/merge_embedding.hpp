@@ -41,7 +41,7 @@ class embedding_merge {
       : embeddings_(std::move(embeddings)), token_(std::move(token)), notes_(std::move(notes)), options_(std::move(options)) {}
 
   result<package> run(package in, job& run) const {
-    if (!detail::is_single_file(in)) {
+    if (!in.is_single_model()) {
       TENSORSMITH_CHECK(merge(in, run));
       return in;
     }

@@ -93,7 +93,7 @@ class lora_merge {
 
   result<package> run(package in, job& run) const {
     TENSORSMITH_TRY(const adapter_request request, prepare(run));
-    if (!detail::is_single_file(in)) {
+    if (!in.is_single_model()) {
       TENSORSMITH_CHECK(merge(in, request, run));
       return in;
     }

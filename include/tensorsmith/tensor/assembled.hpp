@@ -55,14 +55,14 @@ class assembled_recipe final : public recipe {
     for (const scaled_block& block : blocks_) sum += block.source.info().bytes();
     return sum;
   }
-  result<void> prepare(const job& run) override {
+  result<void> do_prepare(const job& run) override {
     bytes_.resize(blocks_.size());
     for (std::size_t i = 0; i < blocks_.size(); ++i) {
       TENSORSMITH_TRY(bytes_[i], materialize(blocks_[i].source, run));
     }
     return {};
   }
-  void release() noexcept override { bytes_ = decltype(bytes_)(); }
+  void do_release() noexcept override { bytes_ = decltype(bytes_)(); }
   void add_sources(std::vector<std::shared_ptr<const byte_source>>& out) const override {
     for (const scaled_block& block : blocks_) block.source.source->add_sources(out);
   }
@@ -128,14 +128,14 @@ class combined_core_recipe final : public recipe {
   std::size_t prepared_bytes() const noexcept override {
     return (info_.elements() + core_.info().elements() + down_.info().elements()) * sizeof(double);
   }
-  result<void> prepare(const job& run) override {
+  result<void> do_prepare(const job& run) override {
     TENSORSMITH_TRY(const std::vector<double> core, doubles_of(core_, run));
     TENSORSMITH_TRY(const std::vector<double> down, doubles_of(down_, run));
     const shape_type& k = core_.shape();
     values_ = detail::combined_core(core, down, k[0], k[1], k[2] * k[3]);
     return {};
   }
-  void release() noexcept override { values_ = decltype(values_)(); }
+  void do_release() noexcept override { values_ = decltype(values_)(); }
   void add_sources(std::vector<std::shared_ptr<const byte_source>>& out) const override {
     core_.source->add_sources(out);
     down_.source->add_sources(out);

@@ -90,12 +90,16 @@ class blended_recipe final : public recipe {
     for (const blend_term& term : terms_) sum += term.tensor.source->prepared_bytes();
     return sum;
   }
-  result<void> prepare(const job& run) override {
-    for (const blend_term& term : terms_) TENSORSMITH_CHECK(term.tensor.source->prepare(run));
-    if (mode_ == blend_mode::slerp) return measure(run);
-    return {};
+  result<void> do_prepare(const job& run) override {
+    std::vector<recipe_ptr> sources;
+    for (const blend_term& term : terms_) sources.push_back(term.tensor.source);
+    TENSORSMITH_CHECK(prepare_all(sources, run));
+    if (mode_ != blend_mode::slerp) return {};
+    auto outcome = measure(run);
+    if (!outcome) do_release();
+    return outcome;
   }
-  void release() noexcept override {
+  void do_release() noexcept override {
     for (const blend_term& term : terms_) term.tensor.source->release();
   }
   void add_sources(std::vector<std::shared_ptr<const byte_source>>& out) const override {

@@ -46,8 +46,8 @@ class cast_recipe final : public recipe {
   std::span<const tensor_info> outputs() const noexcept override { return {&info_, 1}; }
   region grain() const override { return inner_->grain(); }
   std::size_t prepared_bytes() const noexcept override { return inner_->prepared_bytes(); }
-  result<void> prepare(const job& run) override { return inner_->prepare(run); }
-  void release() noexcept override { inner_->release(); }
+  result<void> do_prepare(const job& run) override { return inner_->prepare(run); }
+  void do_release() noexcept override { inner_->release(); }
   void add_sources(std::vector<std::shared_ptr<const byte_source>>& out) const override { inner_->add_sources(out); }
   result<void> produce(region r, std::span<const tile> tiles, scratch& work) const override {
     const scratch::scope keep(work);

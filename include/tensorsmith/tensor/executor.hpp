@@ -53,7 +53,7 @@ class execution {
     work();
     for (std::thread& w : workers) w.join();
     for (std::size_t i = 0; i < states_.size(); ++i)
-      if (states_[i].stage == phase::preparing || states_[i].stage == phase::ready) placements_[i].source->release();
+      if (states_[i].stage == phase::ready) placements_[i].source->release();
     if (failed_) return std::move(error_);
     return {};
   }
@@ -139,6 +139,7 @@ class execution {
       state& s = states_[done.placement];
       if (!outcome) {
         fail(done, std::move(outcome).error());
+        if (done.prepare) s.stage = phase::done;
       } else if (done.prepare) {
         s.stage = phase::ready;
       } else {

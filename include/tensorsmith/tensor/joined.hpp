@@ -13,7 +13,7 @@ TENSORSMITH_BEGIN_NAMESPACE
 /// All tensors of a package, component by component; those of a component with a name as "component.tensor", which our readers of single
 /// files take apart again. @fails mismatch (two tensors get one name)
 inline result<catalog> joined_catalog(const package& in) {
-  if (in.components.size() == 1 && in.components[0].name.empty()) return in.components[0].weights;
+  if (in.is_single_model()) return in.components[0].weights;
   std::vector<catalog_entry> entries;
   for (const component& part : in.components)
     for (const catalog_entry& entry : part.weights.entries()) entries.push_back({qualified_name(part, entry.name), entry.tensor, entry.origin});

@@ -71,17 +71,15 @@ class merged_recipe final : public recipe, public std::enable_shared_from_this<m
     for (const weight_change_ptr& change : changes_) sum += change->prepared_bytes();
     return sum;
   }
-  result<void> prepare(const job& run) override {
+  result<void> do_prepare(const job& run) override {
     TENSORSMITH_CHECK(weight_->prepare(run));
     rows_.assign(all_.rows, row_record{});
     stored_finite_ = -1;
-    for (std::size_t i = 0; i < changes_.size(); ++i) {
-      TENSORSMITH_CHECK(changes_[i]->prepare(run));
-      if (changes_[i]->observes()) TENSORSMITH_CHECK(show(i, run));
-    }
-    return {};
+    auto outcome = prepare_changes(run);
+    if (!outcome) do_release();
+    return outcome;
   }
-  void release() noexcept override {
+  void do_release() noexcept override {
     weight_->release();
     for (const weight_change_ptr& change : changes_) change->release();
   }
@@ -112,6 +110,14 @@ class merged_recipe final : public recipe, public std::enable_shared_from_this<m
   }
 
  private:
+  result<void> prepare_changes(const job& run) {
+    for (std::size_t i = 0; i < changes_.size(); ++i) {
+      TENSORSMITH_CHECK(changes_[i]->prepare(run));
+      if (changes_[i]->observes()) TENSORSMITH_CHECK(show(i, run));
+    }
+    return {};
+  }
+
   /// What is known of a row. A row belongs to one tile; where a consumer cuts amid a tile, both halves write the same.
   struct row_record {
     double change = 0, weight = 0;
@@ -129,8 +135,8 @@ class merged_recipe final : public recipe, public std::enable_shared_from_this<m
     std::span<const tensor_info> outputs() const noexcept override { return {&info_, 1}; }
     region grain() const override { return owner_.grain(); }
     std::size_t prepared_bytes() const noexcept override { return owner_.prepared_bytes(); }
-    result<void> prepare(const job& run) override { return owner_.prepare(run); }
-    void release() noexcept override { owner_.release(); }
+    result<void> do_prepare(const job& run) override { return owner_.prepare(run); }
+    void do_release() noexcept override { owner_.release(); }
     void add_sources(std::vector<std::shared_ptr<const byte_source>>& out) const override { owner_.add_sources(out); }
     result<void> produce(region r, std::span<const tile> tiles, scratch& work) const override {
       return owner_.write(r, tiles[0], dtype::f32, work);

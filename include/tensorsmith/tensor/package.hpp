@@ -52,6 +52,9 @@ struct package {
   std::string nested;                 ///< the dict of a torch file that holds the tensors: "state_dict"; empty: the top
   std::vector<std::pair<std::string, json_value>> scalars;    ///< numbers and texts beside the tensors of a torch file
 
+  /// One component without a name: a single file, or a folder of one model. Its tensors have whatever names the file gives them.
+  bool is_single_model() const noexcept { return components.size() == 1 && components[0].name.empty(); }
+
   component* find(std::string_view name) noexcept {
     for (component& c : components)
       if (c.name == name) return &c;

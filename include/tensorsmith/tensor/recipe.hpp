@@ -5,6 +5,7 @@
 // Include this to write a recipe (a reader's leaf, a cast, a merge, a quantizer). One virtual call a tile, no type per chain.
 #pragma once
 
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
@@ -77,7 +78,24 @@ struct stored_bytes {
 /// unless `output_region` maps it. Thread-safe after `prepare`; regions may be asked for in any order.
 class recipe {
  public:
+  recipe() = default;
+  recipe(const recipe&) = delete;
+  recipe& operator=(const recipe&) = delete;
   virtual ~recipe() = default;
+
+  /// Whole-tensor work before the first tile (statistics, checksums). Every user calls it, several placements or recipes at a time if they share
+  /// this one: the first call does the work, the others wait for it. After a failure there is nothing to release, and the next call tries again.
+  result<void> prepare(const job& run) {
+    const lock one(preparing_);
+    if (users_ == 0) TENSORSMITH_CHECK(do_prepare(run));
+    ++users_;
+    return {};
+  }
+  /// Ends the use that a successful prepare began; the last one frees what was prepared.
+  void release() noexcept {
+    const lock one(preparing_);
+    if (users_ > 0 && --users_ == 0) do_release();
+  }
 
   /// The planned tensors (types and shapes; names are the catalog's business).
   virtual std::span<const tensor_info> outputs() const noexcept = 0;
@@ -89,9 +107,6 @@ class recipe {
   virtual region output_region(std::size_t /*k*/, region r) const { return r; }
   /// Bytes that stay allocated between prepare and release; the executor admits recipes within the memory budget.
   virtual std::size_t prepared_bytes() const noexcept { return 0; }
-  /// Whole-tensor work before the first tile (statistics, checksums). Called once a placement, possibly beside other recipes'
-  /// tiles; a recipe that several placements share must make repeated calls harmless.
-  virtual result<void> prepare(const job&) { return {}; }
   /// The bytes of region `r` of output 0 where they lie if possible, else produced into `work`. Single-output recipes only.
   virtual result<view> load(region r, scratch& work) const {
     const std::size_t pitch = row_bytes(r);
@@ -102,8 +117,6 @@ class recipe {
   }
   /// Writes output_region(k, r) of each output k into `tiles[k]`.
   virtual result<void> produce(region r, std::span<const tile> tiles, scratch& work) const = 0;
-  /// Frees what prepare allocated. Called once after the last tile, also after a failure.
-  virtual void release() noexcept {}
   /// Where output 0 lies stored, contiguous and unchanged, if it does: lets writers refer to it.
   virtual std::optional<stored_bytes> stored() const { return std::nullopt; }
 
@@ -119,11 +132,45 @@ class recipe {
   virtual std::shared_ptr<recipe> uncast() const { return nullptr; }
 
  protected:
+  /// What `prepare` does for the first user. A recipe over others prepares them here and, if it fails afterwards, releases those again.
+  virtual result<void> do_prepare(const job&) { return {}; }
+  /// Frees what do_prepare allocated, and releases the recipes that it prepared.
+  virtual void do_release() noexcept {}
   /// Bytes of one row of region `r` of output 0. @pre whole bytes (the grain sees to it)
   std::size_t row_bytes(region r) const noexcept { return byte_count(outputs()[0].type, r.cols); }
+
+ private:
+  /// A mutex of one byte: a catalog may hold a million recipes.
+  class lock {
+   public:
+    explicit lock(std::atomic_flag& flag) noexcept : flag_(flag) {
+      while (flag_.test_and_set(std::memory_order_acquire)) flag_.wait(true, std::memory_order_relaxed);
+    }
+    ~lock() {
+      flag_.clear(std::memory_order_release);
+      flag_.notify_one();
+    }
+    lock(const lock&) = delete;
+    lock& operator=(const lock&) = delete;
+
+   private:
+    std::atomic_flag& flag_;
+  };
+  std::atomic_flag preparing_;
+  std::uint32_t users_ = 0;
 };
 
 using recipe_ptr = std::shared_ptr<recipe>;
+
+/// Prepares all of them or, after a failure, none.
+inline result<void> prepare_all(std::span<const recipe_ptr> recipes, const job& run) {
+  for (std::size_t i = 0; i < recipes.size(); ++i)
+    if (auto outcome = recipes[i]->prepare(run); !outcome) {
+      while (i-- > 0) recipes[i]->release();
+      return outcome;
+    }
+  return {};
+}
 
 /// Copies `rows` rows of `bytes` bytes each.
 inline void copy_rows(view from, tile to, std::size_t rows, std::size_t bytes) noexcept {

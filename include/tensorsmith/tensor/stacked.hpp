@@ -32,11 +32,11 @@ class held_output_recipe final : public recipe {
   region grain() const override { return {0, 1, 0, bits_of(info_.type) < 8 ? 8 / std::gcd(bits_of(info_.type), std::size_t{8}) : 1}; }
   std::size_t prepared_bytes() const noexcept override { return info_.bytes() + tensor_.source->prepared_bytes(); }
 
-  result<void> prepare(const job& run) override {
+  result<void> do_prepare(const job& run) override {
     TENSORSMITH_TRY(bytes_, materialize(tensor_, run));
     return {};
   }
-  void release() noexcept override { bytes_ = decltype(bytes_)(); }
+  void do_release() noexcept override { bytes_ = decltype(bytes_)(); }
   void add_sources(std::vector<std::shared_ptr<const byte_source>>& out) const override { tensor_.source->add_sources(out); }
   result<view> load(region r, scratch&) const override { return at(r); }
   result<void> produce(region r, std::span<const tile> tiles, scratch&) const override {
@@ -84,11 +84,10 @@ class stacked_recipe final : public recipe {
     for (const recipe_ptr& part : distinct_) sum += part->prepared_bytes();
     return sum;
   }
-  result<void> prepare(const job& run) override {
-    for (const recipe_ptr& part : distinct_) TENSORSMITH_CHECK(part->prepare(run));
-    return {};
+  result<void> do_prepare(const job& run) override {
+    return prepare_all(distinct_, run);
   }
-  void release() noexcept override {
+  void do_release() noexcept override {
     for (const recipe_ptr& part : distinct_) part->release();
   }
   void add_sources(std::vector<std::shared_ptr<const byte_source>>& out) const override {

@@ -64,7 +64,7 @@ class stored_recipe final : public recipe {
     return {0, 1, 0, 1};
   }
 
-  result<void> prepare(const job& run) override {
+  result<void> do_prepare(const job& run) override {
     if (check_) TENSORSMITH_CHECK(check_->verify(run));
     if (layout_ == layout::transposed)  // read in pieces all over it: have it fetched in one go
       file_->will_need(offset_, span_elements(0) * bits_of(info_.type) / 8);

@@ -70,7 +70,7 @@ class truncated_svd_recipe final : public recipe {
     }
     return static_cast<std::size_t>(std::min(words * sizeof(double), 1e18));
   }
-  result<void> prepare(const job& run) override {
+  result<void> do_prepare(const job& run) override {
     if (run.cancelled()) return failure{.code = errc::cancelled, .what = "cancelled; nothing was written"};
     up_.assign(rows_ * rank_, 0.0), down_.assign(rank_ * cols_, 0.0);
     TENSORSMITH_CHECK(whole_ ? factor_whole(run) : factor_products(run));
@@ -78,7 +78,7 @@ class truncated_svd_recipe final : public recipe {
     return failure{.code = errc::numeric, .what = "the adapters' change has no singular values: it holds NaN or infinities, or is too large",
                    .place = "tensor " + quoted(outputs_[0].name), .expected = "finite values"};
   }
-  void release() noexcept override { up_ = decltype(up_)(), down_ = decltype(down_)(); }
+  void do_release() noexcept override { up_ = decltype(up_)(), down_ = decltype(down_)(); }
   void add_sources(std::vector<std::shared_ptr<const byte_source>>& out) const override {
     for (const scaled_product& p : products_)
       for (const tensor_ref* factor : {&p.up, &p.core, &p.down})

@@ -25,8 +25,8 @@ class view_recipe : public recipe {
   }
   std::span<const tensor_info> outputs() const noexcept override { return {&info_, 1}; }
   std::size_t prepared_bytes() const noexcept override { return inner_->prepared_bytes(); }
-  result<void> prepare(const job& run) override { return inner_->prepare(run); }
-  void release() noexcept override { inner_->release(); }
+  result<void> do_prepare(const job& run) override { return inner_->prepare(run); }
+  void do_release() noexcept override { inner_->release(); }
   void add_sources(std::vector<std::shared_ptr<const byte_source>>& out) const override { inner_->add_sources(out); }
 
  protected:

@@ -91,7 +91,7 @@ class diffusers_folder_writer {
   }
 
   result<void> plan() {
-    const bool single = in_.components.size() == 1 && in_.components[0].name.empty();
+    const bool single = in_.is_single_model();
     if (single && in_.components[0].config.is_null())
       return failure{.code = errc::mismatch, .what = "a folder needs the configuration of its model", .file = in_.source,
                      .expected = "a config.json", .found = "weights without one",
