@@ -79,7 +79,10 @@ inline ts::result<summary> merge_to_checkpoint(const options& o, ts::job& run) {
     TENSORSMITH_CHECK(examples::check_absent(tokens_path, o.force));
     ts::catalog vectors;
     TENSORSMITH_CHECK(vectors.add("*", rows, "tokens"));
-    TENSORSMITH_CHECK(examples::write_torch_output(vectors, tokens_path, "string_to_param", {{"name", word}}, how, run, report));
+    ts::json_value ids;
+    ids.set("*", 265);  // "*</w>" of CLIP's vocabulary: what the web UI's own files have, and some readers look for
+    const examples::torch_scalars beside{{"string_to_token", std::move(ids)}, {"name", word}};
+    TENSORSMITH_CHECK(examples::write_torch_output(vectors, tokens_path, "string_to_param", beside, how, run, report));
     files = report.files;
     run.info(tokens_path, "the vectors of " + examples::counted(tokens, "token") + "; the word for them in a prompt is " + ts::quoted(word));
   }

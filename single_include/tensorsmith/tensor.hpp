@@ -12170,7 +12170,7 @@ class pickle_writer {
     else
       out_ += "\x8A\x08", number(bits, 8);
   }
-  /// False for arrays and objects.
+  /// False for arrays, and for objects that hold one.
   bool scalar(const json_value& value) {
     if (value.is_null())
       out_ += 'N';
@@ -12182,6 +12182,8 @@ class pickle_writer {
       text(*s);
     else if (const double* d = value.as_double())
       real(*d);
+    else if (const json_value::object* members = value.as_object())
+      return dict(*members);
     else
       return false;
     return true;
@@ -12216,6 +12218,16 @@ class pickle_writer {
   }
 
  private:
+  bool dict(const json_value::object& members) {
+    begin_dict();
+    for (const auto& [key, value] : members) {
+      text(key);
+      if (!scalar(value)) return false;
+      end_pair();
+    }
+    end_dict();
+    return true;
+  }
   void number(std::uint64_t value, std::size_t bytes) {
     for (std::size_t i = 0; i < bytes; ++i) out_ += static_cast<char>(static_cast<unsigned char>(value >> (8 * i)));
   }
@@ -12261,7 +12273,7 @@ TENSORSMITH_BEGIN_NAMESPACE
 /// What surrounds the tensors of a checkpoint.
 struct torch_write_options {
   std::string nested{};  ///< key of the dict that holds the tensors ("state_dict"); empty: they are the top-level dict
-  std::vector<std::pair<std::string, json_value>> scalars{};  ///< beside `nested`: integers, booleans, null, strings, doubles
+  std::vector<std::pair<std::string, json_value>> scalars{};  ///< beside `nested`: integers, booleans, null, strings, doubles, objects of these
   bool force = false;                                         ///< replace an existing file
   bool verify = false;  ///< produce everything twice: written, then compared with the file before it is published
 };
@@ -12334,7 +12346,7 @@ class torch_layout {
           return failure{.code = errc::usage,
                          .what = "a value beside the tensors cannot be written",
                          .place = quoted(key),
-                         .expected = "null, a boolean, a number or a string",
+                         .expected = "null, a boolean, a number, a string or an object of these",
                          .found = std::string(value.kind())};
         out.end_pair();
       }

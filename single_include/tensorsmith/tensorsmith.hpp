@@ -438,6 +438,22 @@ inline result<cloneofsimo_classes> cloneofsimo_unet_classes(std::span<const std:
   return out;
 }
 
+/// The class list of a part with these layers ("unet.down_blocks.…"), for the metadata of a file: the default set, or the extended one, which alone
+/// reaches into resnets. Of files that have no list, which are read as one of the two. Empty: no layers of the part.
+inline std::vector<std::string> cloneofsimo_class_list(std::string_view part, std::span<const std::string> modules) {
+  bool any = false, resnets = false;
+  for (const std::string& module : modules) {
+    if (!module.starts_with(part) || module.size() == part.size() || module[part.size()] != '.') continue;
+    any = true;
+    resnets = resnets || module.find(".resnets.") != std::string::npos;
+  }
+  if (!any) return {};
+  if (part == "text_encoder") return {"CLIPAttention"};
+  std::vector<std::string> out{"CrossAttention", "Attention", "GEGLU"};
+  if (resnets) out.push_back("ResnetBlock2D");
+  return out;
+}
+
 /// The UNet's layers in the order of their numbers. SD1 and SD2 have the same. The middle block comes last, attentions come before resnets.
 /// `feed_forward_between`: between the two attentions, as diffusers before 0.15 registered it; else behind them.
 inline std::vector<cloneofsimo_slot> cloneofsimo_unet_slots(const cloneofsimo_classes& classes, bool feed_forward_between) {
@@ -761,8 +777,10 @@ class peft_config_reader {
       const auto read = as_number(entry);
       if (!read) return wrong(std::string(key) + '.' + text, entry, "a number");
       TENSORSMITH_CHECK(finite(std::string(key) + '.' + text, *read));
-      TENSORSMITH_TRY(module_pattern pattern, module_pattern::parse(text, file_));
-      out.emplace_back(std::move(pattern), *read);
+      auto pattern = module_pattern::parse(text, file_);
+      if (!pattern && key == "rank_pattern") continue;  // ranks come from shapes: all that is lost is a remark
+      if (!pattern) return std::move(pattern).error();
+      out.emplace_back(std::move(*pattern), *read);
     }
     return {};
   }
@@ -799,7 +817,7 @@ class peft_config_reader {
 }  // namespace detail
 
 /// Reads a LoraConfig. `where`: what stands before its keys, for messages ("unet."). Keys that do not change the meaning of the tensors are not
-/// looked at. @fails malformed (types), numeric (NaN, infinity), unsupported (other kinds than LoRA, transposed weights, patterns that are
+/// looked at. @fails malformed (types), numeric (NaN, infinity), unsupported (other kinds than LoRA, transposed weights, patterns of alpha that are
 /// not understood, initialisations that change the base's weights, extensions of LoRA)
 inline result<peft_config> read_peft_config(const json_value& members, const std::string& file, std::string_view where = {}) {
   return detail::peft_config_reader(members, file, where).read();
@@ -1581,6 +1599,28 @@ inline std::string_view dotted_part(std::string_view module) noexcept {
   const bool text = has_text(module, "text_model.") || has_text(module, "self_attn.") || module.starts_with("encoder.layers.") ||
                     module.starts_with("embeddings.") || module.starts_with("final_layer_norm");
   return text ? "text_encoder" : "unet";
+}
+
+/// A dotted name without wrappers and with the plain names of layers: `unet.unet.….attn1.processor.to_out` → `unet.….attn1.to_out.0`.
+inline std::string plain_module(std::string_view module) {
+  constexpr std::string_view wrapper = "base_model.model.";
+  constexpr std::string_view twice[] = {"unet.unet.", "text_encoder.text_encoder.", "text_encoder_2.text_encoder_2."};
+  if (module.starts_with(wrapper)) module.remove_prefix(wrapper.size());
+  for (const std::string_view doubled : twice)
+    while (module.starts_with(doubled)) module.remove_prefix(doubled.size() / 2);
+  std::string out(module);
+  for (std::string_view inside : {".base_model.model.", ".processor."}) {
+    if (const std::size_t at = out.find(inside); at != std::string::npos) out.erase(at, inside.size() - 1);
+  }
+  if (out.ends_with(".default")) out.resize(out.size() - 8);
+  const auto ends = [&](std::string_view tail) { return out.size() > tail.size() && std::string_view(out).ends_with(tail); };
+  const bool text = out.find("self_attn.") != std::string::npos;
+  constexpr std::pair<std::string_view, std::string_view> old_names[] = {
+      {".to_q", ".q_proj"}, {".to_k", ".k_proj"}, {".to_v", ".v_proj"}, {".to_out", ".out_proj"}};
+  for (const auto& [old, name] : old_names)
+    if (text && ends(old)) return out.replace(out.size() - old.size(), old.size(), name);
+  if (ends(".to_out")) out += ".0";
+  return out;
 }
 
 /// What the tensors of one module tell.
@@ -12022,7 +12062,8 @@ class adapter_reader {
       if (!low_rank || underscored_prefix(module.name)) continue;
       ++factors;
       magnitudes += module.has("dora_scale");
-      const std::string_view path = dotted_path(module.name);
+      const std::string plain = plain_module(module.name);
+      const std::string_view path = dotted_path(plain);
       const std::optional<double> alpha = config.alpha_of(path);
       if (module.alpha && alpha && *module.alpha != *alpha)
         return refuse(errc::mismatch, "two configurations of the adapter give a module different scales", "module " + quoted(module.name),
@@ -13539,7 +13580,7 @@ void append_integers(const std::vector<std::byte>& bytes, std::vector<std::int64
 
 }  // namespace detail
 
-/// All of a planned tensor as integers. @fails unsupported (element types that are no integers), and as its source
+/// All of a planned tensor as integers; true is 1. @fails unsupported (element types that are no integers), and as its source
 inline result<std::vector<std::int64_t>> integers_of(const tensor_ref& tensor, const job& run) {
   TENSORSMITH_TRY(const std::vector<std::byte> bytes, materialize(tensor, run));
   std::vector<std::int64_t> out;
@@ -13551,9 +13592,10 @@ inline result<std::vector<std::int64_t>> integers_of(const tensor_ref& tensor, c
     case dtype::i8: detail::append_integers<std::int8_t>(bytes, out); break;
     case dtype::u32: detail::append_integers<std::uint32_t>(bytes, out); break;
     case dtype::u16: detail::append_integers<std::uint16_t>(bytes, out); break;
-    case dtype::u8: detail::append_integers<std::uint8_t>(bytes, out); break;
+    case dtype::u8:
+    case dtype::boolean: detail::append_integers<std::uint8_t>(bytes, out); break;
     default:
-      return failure{.code = errc::unsupported, .what = "positions in an adapter are of a type that is no integer",
+      return failure{.code = errc::unsupported, .what = "a whole number of an adapter is of another type",
                      .place = "tensor " + quoted(tensor.info().name), .expected = "an integer type", .found = std::string(name_of(tensor.type()))};
   }
   return out;
@@ -14041,8 +14083,9 @@ class change_builder {
     const shape_type& shape = magnitude.shape();
     const std::size_t n = magnitude.info().elements();
     // PEFT always has one magnitude an output row ([out], convolutions [1, out, 1, 1]); LyCORIS says by the place of the 1 which axis it means.
+    // diffusers' converter to kohya's names keeps PEFT's shape: where it fits no input channels, it can only be meant for the rows.
     const bool peft = module_.entry("dora_scale")->name.find("lora_magnitude_vector") != std::string::npos;
-    const bool rows = n == all_.rows && (peft || shape.size() < 2 || shape[0] == all_.rows);
+    const bool rows = n == all_.rows && (peft || shape.size() < 2 || shape[0] == all_.rows || n != channels_);
     if (!rows && n != channels_) return misfit({"dora_scale"});
     return weight_change_ptr(std::make_shared<dora_change>(std::move(inner), magnitude, rows, positions_, how_.dora, how_.strength));
   }
@@ -14392,7 +14435,7 @@ class adapter_targets {
   /// The layer of a module, or nothing. Accepts the names of modules as arch/adapter.hpp gives them.
   std::optional<adapter_target> find(std::string_view module) const {
     if (auto found = look_up(module)) return found;
-    return look_up(plain(module));
+    return look_up(detail::plain_module(module));
   }
 
   /// Why `module` has no layer. @pre find gives none
@@ -14400,7 +14443,7 @@ class adapter_targets {
     using kind = adapter_miss::kind;
     for (const auto& [head, network] : foreign_names)
       if (module.starts_with(head)) return {kind::unsupported, "it belongs to " + std::string(network) + ", which is not supported"};
-    const std::string dotted = plain(module);
+    const std::string dotted = detail::plain_module(module);
     const bool second = starts(module, dotted, {"lora_te2_", "lycoris_text_encoder_2_", "lycoris_te2_"}, "text_encoder_2.");
     const bool encoder = second || starts(module, dotted, {"lora_te_", "lora_te1_", "lycoris_text_", "lycoris_te1_"}, "text_encoder.") ||
                          dotted.starts_with("text_model.") || dotted.starts_with("encoder.layers.");
@@ -14515,28 +14558,6 @@ class adapter_targets {
     const auto at = std::lower_bound(names_.begin(), names_.end(), name, [](const row& r, std::string_view n) { return r.first < n; });
     if (at == names_.end() || at->first != name) return std::nullopt;
     return at->second;
-  }
-
-  /// A dotted name without wrappers and with the plain names of layers: `unet.unet.….attn1.processor.to_out` → `unet.….attn1.to_out.0`.
-  static std::string plain(std::string_view module) {
-    constexpr std::string_view wrapper = "base_model.model.";
-    constexpr std::string_view twice[] = {"unet.unet.", "text_encoder.text_encoder.", "text_encoder_2.text_encoder_2."};
-    if (module.starts_with(wrapper)) module.remove_prefix(wrapper.size());
-    for (const std::string_view doubled : twice)
-      while (module.starts_with(doubled)) module.remove_prefix(doubled.size() / 2);
-    std::string out(module);
-    for (std::string_view inside : {".base_model.model.", ".processor."}) {
-      if (const std::size_t at = out.find(inside); at != std::string::npos) out.erase(at, inside.size() - 1);
-    }
-    if (out.ends_with(".default")) out.resize(out.size() - 8);
-    const auto ends = [&](std::string_view tail) { return out.size() > tail.size() && std::string_view(out).ends_with(tail); };
-    const bool text = out.find("self_attn.") != std::string::npos;
-    constexpr std::pair<std::string_view, std::string_view> old_names[] = {
-        {".to_q", ".q_proj"}, {".to_k", ".k_proj"}, {".to_v", ".v_proj"}, {".to_out", ".out_proj"}};
-    for (const auto& [old, name] : old_names)
-      if (text && ends(old)) return out.replace(out.size() - old.size(), old.size(), name);
-    if (ends(".to_out")) out += ".0";
-    return out;
   }
 
   std::string family_;
@@ -14713,6 +14734,8 @@ struct combination_facts {
   bool numbered = false;       ///< cloneofsimo's names
   std::vector<std::pair<std::string, std::size_t>> numbers{};  ///< "unet:3" and its rank
   std::vector<std::string> tokens{};
+  /// "unet" and the classes whose layers its numbers count; none: the part has no numbers
+  std::vector<std::pair<std::string, std::vector<std::string>>> classes{};
 };
 
 namespace detail {
@@ -14752,7 +14775,7 @@ inline constexpr std::string_view lasting_keys[] = {"ss_base_model_version",
 /// ss_network_dim and ss_network_alpha ("Dynamic" if modules differ), ss_network_args (conv_dim, conv_alpha) where the convolutions got a rank of
 /// their own, modelspec.merged_from (titles or file names), tensorsmith.mode and tensorsmith.sources (JSON: file name and strengths). Dropped:
 /// everything about one training, and hashes of what is no longer there. With cloneofsimo's names: its class lists (those of the last file that has
-/// them, as its tool does) and ranks.
+/// them, as its tool does; its loader takes no file without them, so where no source has any, the classes that were counted) and ranks.
 inline text_pairs combined_metadata(const combination_facts& facts) {
   std::map<std::string, std::string> out;
   for (const std::string_view key : detail::lasting_keys) {
@@ -14784,6 +14807,8 @@ inline text_pairs combined_metadata(const combination_facts& facts) {
     for (const auto& source : facts.sources)
       for (const std::string_view key : {"unet", "text_encoder"})
         if (const std::string* own = detail::text_of(source.metadata, key)) out[std::string(key)] = *own;
+    for (const auto& [part, names] : facts.classes)
+      if (!names.empty()) out.try_emplace(part, write_json(json_value(json_value::array(names.begin(), names.end())), 0));
     for (const auto& [name, rank] : facts.numbers) out[name + ":rank"] = std::to_string(rank);
     for (const std::string& token : facts.tokens) out[token] = "<embed>";
   } else {
@@ -16085,6 +16110,12 @@ class adapter_merger {
         continue;
       }
       const component& part = model_.components[target->component];
+      if (!part.weights.contains(target->module + ".weight")) {  // a layer of which only the bias is known: a graph's weight without a name
+        module.reason = "the model has no weight " + quoted(part.name + '.' + target->module + ".weight");
+        module.outcome = module_outcome::not_found;
+        ++out.not_found;
+        continue;
+      }
       module.component = part.name, module.target = target->module;
       const auto [before, fresh] = seen.emplace(std::pair(target->component, target->module), layer.name);
       if (!fresh)
@@ -16117,12 +16148,8 @@ class adapter_merger {
     how.strength = part.name == "unet" ? request.unet : request.text_encoder;
     if (part.name == "unet" && request.block_weight) how.strength *= request.block_weight(target.module);
     module.strength = how.strength;
-    const catalog_entry* const weight = part.weights.find(target.module + ".weight");
-    if (!weight) {
-      module.reason = "the layer has no weight";
-      return {};
-    }
-    TENSORSMITH_TRY(module_changes changes, make_changes(layer, request.source.file, weight->tensor.info(), how, run_));
+    const tensor_info& weight = part.weights.find(target.module + ".weight")->tensor.info();
+    TENSORSMITH_TRY(module_changes changes, make_changes(layer, request.source.file, weight, how, run_));
     module.algorithm = changes.algorithm;
     module.remarks = std::move(changes.remarks);
     if (how.strength == 0) {
@@ -17100,11 +17127,15 @@ class piece_reader {
                   std::string(parameter));
   }
 
-  /// A stored number. @fails numeric, mismatch
+  /// A stored number. diffusers' convert_state_dict_to_kohya writes alpha as an integer. @fails numeric, mismatch
   result<double> number(std::string_view parameter) const {
     const tensor_ref tensor = layer_.find(parameter);
     if (tensor.info().elements() != 1)
       return refuse(errc::mismatch, "a parameter is no single number", "one element", std::string(parameter) + ' ' + to_string(tensor.shape()));
+    if (!is_floating(tensor.type())) {
+      TENSORSMITH_TRY(const std::vector<std::int64_t> whole, integers_of(tensor, run_));
+      return static_cast<double>(whole[0]);
+    }
     TENSORSMITH_TRY(const std::vector<double> value, doubles_of(tensor, run_));
     if (!std::isfinite(value[0]))
       return refuse(errc::numeric, std::string(parameter) + " is no finite number", "a finite number", std::to_string(value[0]));
@@ -17264,34 +17295,52 @@ class adapter_combiner {
       run_.warn(account.file,
                 std::to_string(account.unknown.size()) + " tensors of no known algorithm are left out, the first is " + quoted(account.unknown[0]));
     }
+    std::map<adapter_place, std::string> seen;
     for (const adapter_layer& layer : request.source.modules) {
       merged_module& module = account.modules.emplace_back();
       module.name = layer.name;
       const adapter_place place = places_.find(layer.name);
-      module.component = place.component, module.target = place.path;
-      TENSORSMITH_TRY(combine_piece piece, piece_reader(layer, place, account.file, request.how, run_).read());
-      piece.source = index, piece.account = account.modules.size() - 1;
-      piece.strength = place.component.starts_with("text_encoder") ? request.text_encoder : request.unet;
-      if (place.component == "unet" && place.known && request.block_weight) piece.strength *= request.block_weight(place.path);
-      if (options_.mode == combine_mode::ljl) piece.strength = 1;
-      module.strength = piece.strength;
-      module.algorithm = algorithm_of(piece);
-      std::vector<combine_piece>& group = groups_[place];
-      if (!group.empty() && group.back().source == index)
+      module.component = place.component, module.target = place.path, module.strength = strength_at(place, request);
+      const auto [before, fresh] = seen.emplace(place, layer.name);
+      if (!fresh)
         return failure{.code = errc::mismatch,
                        .what = "two modules of one adapter change the same layer",
                        .file = account.file,
                        .place = "module " + quoted(layer.name),
                        .expected = "one module a layer",
-                       .found = "also " + quoted(group.back().layer->name)};
+                       .found = "also " + quoted(before->second)};
+      std::vector<combine_piece>& group = groups_[place];
+      if (module.strength == 0 && sums_changes()) {  // not looked at, so that its algorithm may be one that cannot be combined
+        module.algorithm = algorithm_by_names(layer), module.reason = "strength 0", module.outcome = module_outcome::ignored;
+        ++account.ignored;
+        continue;
+      }
+      TENSORSMITH_TRY(combine_piece piece, piece_reader(layer, place, account.file, request.how, run_).read());
+      piece.source = index, piece.account = account.modules.size() - 1, piece.strength = module.strength;
+      module.algorithm = algorithm_of(piece);
       if (piece.strength == 0) module.reason = "strength 0";
-      else if (piece.scale == 0) module.reason = "alpha is 0: no effect";
+      else if (piece.scale == 0 && !layer.has("diff_b")) module.reason = "alpha is 0: no effect";  // a bias has no alpha
+      module.outcome = module.reason.empty() ? module_outcome::applied : module_outcome::ignored;
       ++(module.reason.empty() ? account.applied : account.ignored);
       group.push_back(std::move(piece));
     }
     return {};
   }
 
+  /// Whether the result is a sum of changes, to which strength 0 adds nothing. lpl and kohya add factors, ljl knows no strength.
+  bool sums_changes() const noexcept { return options_.mode == combine_mode::concat || options_.mode == combine_mode::svd; }
+
+  double strength_at(const adapter_place& place, const adapter_request& request) const {
+    if (options_.mode == combine_mode::ljl) return 1;
+    const double own = place.component.starts_with("text_encoder") ? request.text_encoder : request.unet;
+    return place.component == "unet" && place.known && request.block_weight ? own * request.block_weight(place.path) : own;
+  }
+
+  static std::string algorithm_by_names(const adapter_layer& layer) {
+    adapter_module out;
+    for (const auto& [name, entry] : layer.parameters) out.add(adapter_bit(name), entry->tensor.shape());
+    return out.algorithm();
+  }
   static std::string algorithm_of(const combine_piece& piece) {
     switch (piece.what) {
       case kind::low_rank: return piece.mid() ? "LoCon (Tucker)" : piece.shape.kernel() > 1 ? "LoCon" : "LoRA";
@@ -17342,11 +17391,12 @@ class adapter_combiner {
     if (options_.mode == combine_mode::ljl) TENSORSMITH_CHECK(check_all_have(all));
     std::vector<combine_piece> pieces;
     for (combine_piece& piece : all)
-      if (piece.strength != 0 && piece.scale != 0) pieces.push_back(piece);
+      if (piece.strength != 0) pieces.push_back(piece);
     if (pieces.empty()) return {};
     TENSORSMITH_CHECK(sum(name, "diff_b", pieces));
     TENSORSMITH_CHECK(sum(name, "b_norm", pieces));
-    std::erase_if(pieces, [](const combine_piece& piece) { return piece.what == kind::bias; });
+    // Only now those of scale 0: a bias has no alpha.
+    std::erase_if(pieces, [](const combine_piece& piece) { return piece.what == kind::bias || piece.scale == 0; });
     if (pieces.empty()) return {};
     const kind what = pieces[0].what;
     const bool alike = std::all_of(pieces.begin(), pieces.end(), [&](const combine_piece& piece) { return piece.what == what; });
@@ -17604,6 +17654,10 @@ class adapter_combiner {
     for (const combined_layer& layer : out_.layers)
       if (layer.rank != 0) out.ranks.insert(layer.rank), out.alphas.insert(layer.alpha);
     if (numbered_) {
+      std::vector<std::string> modules;
+      for (const combine_source& source : sources_)
+        for (const adapter_layer& layer : source.request.source.modules) modules.push_back(layer.name);
+      out.classes = {{"unet", cloneofsimo_class_list("unet", modules)}, {"text_encoder", cloneofsimo_class_list("text_encoder", modules)}};
       for (const catalog_entry& entry : out_.tensors.entries())
         if (cloneofsimo_part(entry.name).empty()) out.tokens.push_back(entry.name);
         else if (entry.name.ends_with(":down"))
@@ -27729,6 +27783,16 @@ class embedding_merger {
       if (known) tokenizers_.push_back(std::move(*known));
     }
     account_.has_tokenizer = !tokenizers_.empty();
+    TENSORSMITH_TRY(told_, tokens_of_metadata(model_.metadata, model_.source, run_.limits));
+    return {};
+  }
+
+  /// Where a token is known already; empty: nowhere.
+  std::string known_place(const std::string& token) const {
+    for (const tokenizer_vocabulary& known : tokenizers_)
+      if (const auto id = known.find(token)) return known.folder + " has it with the id " + std::to_string(*id);
+    for (const token_row& row : told_)  // a single file that was given embeddings before
+      if (row.token == token) return "the file's metadata has it with the id " + std::to_string(row.id);
     return {};
   }
 
@@ -27862,10 +27926,7 @@ class embedding_merger {
   result<bool> contribute(const embedding_request& request, const std::string& token, std::size_t which, std::size_t count,
                           const std::vector<loaded>& vectors) {
     TENSORSMITH_CHECK(check_token(token, request.source.file));
-    for (const tokenizer_vocabulary& known : tokenizers_) {
-      const auto id = known.find(token);
-      if (!id) continue;
-      const std::string where = known.folder + " has it with the id " + std::to_string(*id);
+    if (const std::string where = known_place(token); !where.empty()) {
       if (options_.rule != token_rule::onnx_web)
         return refuse(errc::mismatch, request, "the token " + quoted(token) + " is in the vocabulary already", "a new token", where,
                       "name another one, such as " + quoted("<" + token + ">"));
@@ -28016,6 +28077,7 @@ class embedding_merger {
   job& run_;
   std::vector<encoder> encoders_;
   std::vector<tokenizer_vocabulary> tokenizers_;
+  std::vector<token_row> told_;  // by the metadata of a single file
   std::vector<pending_row> rows_;
   std::map<std::string, std::size_t> row_of_;
   std::vector<std::string> triggers_;
@@ -28356,7 +28418,7 @@ struct onnx_initializer {
 
 /// A file beside the model that holds elements.
 struct onnx_external_file {
-  std::string location;  ///< as the model names it
+  std::string location;  ///< as the model names it, without "./" in front
   std::shared_ptr<const byte_source> source;
 };
 
@@ -28815,6 +28877,8 @@ struct onnx_parameters {
   std::vector<std::size_t> unnamed;            ///< floating initializers with several elements that are no parameter as far as can be told
   std::vector<std::size_t> owners;             ///< for each initializer: how many parameters it holds
   std::vector<std::size_t> other_readers;      ///< for each initializer: inputs that read it otherwise
+  std::vector<std::size_t> nested_readers;     ///< for each initializer: of those, inputs in the graphs inside nodes (branches, loops)
+  std::vector<std::size_t> ambiguous;          ///< initializers of matrices that several nodes read which do not tell their modules
 
   const onnx_parameter* find(std::string_view name) const noexcept {
     const auto at = std::lower_bound(parameters.begin(), parameters.end(), name, [](const onnx_parameter& p, std::string_view n) { return p.name < n; });
@@ -28840,10 +28904,18 @@ inline bool is_parameter_name(std::string_view name) noexcept {
   return (name.ends_with(".weight") || name.ends_with(".bias")) && name.find_first_of(":/") == std::string_view::npos;
 }
 
+/// "MatMul", "Conv_3", …: what a node is called within its module, and no module.
+inline bool is_operator_name(std::string_view part) noexcept {
+  if (const std::size_t bar = part.rfind('_'); bar != part.npos && part.find_first_not_of("0123456789", bar + 1) == part.npos) part = part.substr(0, bar);
+  return part == "MatMul" || part == "Gemm" || part == "Conv" || part == "Add";
+}
+
 /// The path of the module that a node belongs to: "/down_blocks.0/resnets.0/conv1/Conv" → "down_blocks.0.resnets.0.conv1"; empty: it tells none.
+/// ONNX Runtime appends the name of an optimisation to that of a node: "/mid_block/proj/MatMul/MatMulAddFusion".
 inline std::string module_of_node(std::string_view name) {
-  const std::size_t last = name.rfind('/');
-  if (name.empty() || name[0] != '/' || last == 0) return {};
+  std::size_t last = name.rfind('/');
+  while (last != name.npos && last > 0 && is_operator_name(name.substr(0, last).substr(name.substr(0, last).rfind('/') + 1))) last = name.rfind('/', last - 1);
+  if (name.empty() || name[0] != '/' || last == 0 || last == name.npos) return {};
   std::string out(name.substr(1, last - 1));
   std::replace(out.begin(), out.end(), '/', '.');
   return out;
@@ -28862,10 +28934,14 @@ class parameter_finder {
     }
     out_.owners.assign(model_.initializers.size(), 0);
     out_.other_readers.assign(model_.initializers.size(), 0);
+    out_.nested_readers.assign(model_.initializers.size(), 0);
     for (std::size_t n = 0; n < model_.nodes.size(); ++n) note_layer(model_.nodes[n]);
     for (std::size_t n = 0; n < model_.nodes.size(); ++n) TENSORSMITH_CHECK(visit(n));
     for (const auto& [node, name] : model_.nested_inputs)
-      if (const auto at = values_.find(model_.name(name)); at != values_.end()) ++out_.other_readers[at->second.initializer];
+      if (const auto at = values_.find(model_.name(name)); at != values_.end()) {
+        ++out_.other_readers[at->second.initializer];
+        ++out_.nested_readers[at->second.initializer];
+      }
     for (const onnx_value_info& output : model_.outputs)
       if (const auto at = values_.find(output.name); at != values_.end()) ++out_.other_readers[at->second.initializer];
     choose_names();
@@ -28966,8 +29042,14 @@ class parameter_finder {
   /// called as their nodes say.
   void choose_names() {
     std::map<std::pair<std::size_t, std::string_view>, std::set<std::string_view>> modules;
-    for (const use& u : uses_)
-      if (u.what != role::none && !u.module.empty()) modules[{u.from.initializer, u.from.name}].insert(u.module);
+    std::map<std::size_t, std::set<std::size_t>> untold;  // nodes without a module that read a matrix
+    for (const use& u : uses_) {
+      if (u.what == role::none) continue;
+      if (!u.module.empty()) modules[{u.from.initializer, u.from.name}].insert(u.module);
+      else if (u.what == role::as_stored || u.what == role::turned) untold[u.from.initializer].insert(u.reader.node);
+    }
+    for (const auto& [initializer, nodes] : untold)
+      if (nodes.size() > 1) out_.ambiguous.push_back(initializer);
     for (use& u : uses_) {
       if (u.what == role::none) continue;
       const std::string own = u.from.name.empty() ? std::string() : plain_parameter(u.from.name, text_);
@@ -28982,7 +29064,22 @@ class parameter_finder {
     }
   }
 
-  /// One parameter for each name; a name with initializers of different shapes is none.
+  /// True if two initializers hold the same elements in the same order. @fails io
+  result<bool> equal(const onnx_initializer& a, const onnx_initializer& b) const {
+    const auto x = a.tensor.source->stored(), y = b.tensor.source->stored();
+    if (!x || !y || a.type != b.type || a.shape != b.shape || x->length != y->length) return false;
+    std::vector<std::byte> first(std::min<std::uint64_t>(x->length, std::size_t{1} << 16)), second(first.size());
+    for (std::uint64_t at = 0; at < x->length; at += first.size()) {
+      const auto n = static_cast<std::size_t>(std::min<std::uint64_t>(first.size(), x->length - at));
+      TENSORSMITH_CHECK(x->source->read_at(x->offset + at, std::span(first).first(n)));
+      TENSORSMITH_CHECK(y->source->read_at(y->offset + at, std::span(second).first(n)));
+      if (!std::equal(first.begin(), first.begin() + static_cast<std::ptrdiff_t>(n), second.begin())) return false;
+    }
+    return true;
+  }
+
+  /// One parameter for each name; a name with initializers of different shapes or, lying the same way, of different elements is none: several
+  /// layers under the name of the module around them.
   result<void> collect() {
     std::map<std::string_view, onnx_parameter> found;
     std::set<std::string_view> contradictory;
@@ -28997,7 +29094,12 @@ class parameter_finder {
         TENSORSMITH_TRY(seen, reshaped(seen, {stored.tensor.info().elements()}));
       }
       onnx_parameter& parameter = found[u.name];
-      if (parameter.tensor && parameter.tensor.shape() != seen.shape()) {
+      bool fits = !parameter.tensor || parameter.tensor.shape() == seen.shape();
+      for (const onnx_parameter_use& other : parameter.uses) {
+        if (!fits || other.initializer == u.from.initializer || other.transposed != turned) continue;
+        TENSORSMITH_TRY(fits, equal(model_.initializers[other.initializer], stored));
+      }
+      if (!fits) {
         contradictory.insert(u.name);
         continue;
       }
@@ -29383,12 +29485,19 @@ class tensor_proto_reader {
     return {};
   }
 
-  result<std::size_t> file_of(const std::string& location) {
+  /// The external file of a location. Some exporters write "./data" for "data", and runtimes load it: the plain form is what counts from
+  /// here on, so that one file has one name.
+  result<std::size_t> file_of(const std::string& written) {
+    std::string location = written;
+    while (location.starts_with("./")) location.erase(0, 2);
     if (const auto known = files_.find(location); known != files_.end()) return known->second;
-    TENSORSMITH_CHECK(check_relative_path(location, wire_.file().name(), where_));
+    if (const auto plain = check_relative_path(location, wire_.file().name(), where_); !plain) {
+      const auto whole = check_relative_path(written, wire_.file().name(), where_);  // the message shows what the model has
+      return whole ? plain.error() : whole.error();
+    }
     if (location[0] == '~' || (location.size() > 1 && location[1] == ':'))
-      return failure{.code = errc::path, .what = "the path " + quoted(location) + " is refused: it is not relative to the model", .file = wire_.file().name(),
-                     .place = where_, .expected = "a path below the folder"};
+      return failure{.code = errc::path, .what = "the path " + quoted(written) + " is refused: it is not relative to the model",
+                     .file = wire_.file().name(), .place = where_, .expected = "a path below the folder"};
     auto opened = open_(location);
     if (!opened) {
       failure error = std::move(opened).error();
@@ -29807,8 +29916,11 @@ class onnx_walk {
         const auto at = std::lower_bound(all.begin(), all.end(), wanted, [&](const definition& d, std::string_view w) { return name(d) < w; });
         const bool known = at != all.end() && name(*at) == wanted;
         if (known && at->first < n + 2) continue;
-        return refuse("the value " + quoted(wanted) + " is used before it is defined", "node " + quoted(model_.name_of(model_.nodes[n])), {},
-                      known ? "defined by node " + node_of(*at) : "no definition");
+        failure error = refuse("the value " + quoted(wanted) + " is used before it is defined", "node " + quoted(model_.name_of(model_.nodes[n])), {},
+                               known ? "defined by node " + node_of(*at) : "no definition");
+        if (known && at->first != n + 2)  // what onnxruntime's float16 converter writes
+          error.advice = "sort the graph's nodes, each behind those whose outputs it reads (onnxruntime.transformers.onnx_model's topological_sort does)";
+        return error;
       }
     return {};
   }
@@ -30025,6 +30137,10 @@ class onnx_pipeline_opening {
       if (names.size() < 400) names += (names.empty() ? "" : ", ") + quoted(t.name) + " " + to_string(t.shape);
       else if (!names.ends_with("…")) names += ", …";
     }
+    std::string shared;
+    for (const std::size_t i : found.parameters.ambiguous) shared += (shared.empty() ? "" : ", ") + quoted(found.graph.initializers[i].name);
+    if (!shared.empty())
+      run_.warn(found.name, "matrices that several nodes read which do not tell their layers are taken for one parameter each: " + shared.substr(0, 400));
     if (names.empty()) return;
     if (matrices > 0) run_.warn(found.name, "floating-point initializers that cannot be matched with parameters stay as they are: " + names);
     else run_.info(found.name, "floating-point initializers that are no parameters: " + names);
@@ -30226,6 +30342,7 @@ class onnx_update_plan {
     TENSORSMITH_CHECK(lay_out_external());
     for (std::size_t i = 0; i < model_.initializers.size(); ++i) TENSORSMITH_CHECK(edit_initializer(i));
     TENSORSMITH_CHECK(edit_nodes());
+    TENSORSMITH_CHECK(edit_declarations());
     TENSORSMITH_CHECK(add_initializers());
     TENSORSMITH_CHECK(assemble());
     return std::move(files_);
@@ -30237,6 +30354,7 @@ class onnx_update_plan {
     std::uint64_t offset = 0;
   };
   static constexpr std::uint64_t alignment = 4096;
+  static constexpr std::int64_t first_ir_of_plain_initializers = 4;  // before, every initializer had to be an input of the graph too
   static std::uint64_t rounded(std::uint64_t n) noexcept { return (n + alignment - 1) / alignment * alignment; }
 
   failure refuse(errc code, std::string what, const std::string& tensor) const {
@@ -30368,13 +30486,18 @@ class onnx_update_plan {
 
   // --- the model file ---
 
+  /// True if an initializer keeps the element type and the shape that it is declared with.
+  static bool keeps_head(const onnx_initializer& old, const onnx_update::replaced_tensor& now) {
+    return now.tensor.type() == old.type && (now.keep_shape || now.tensor.shape() == old.shape);
+  }
+
   result<void> edit_initializer(std::size_t index) {
     const onnx_initializer& old = model_.initializers[index];
     const auto at = replaced_.find(index);
     const auto moved = places_.find(index);
     if (at == replaced_.end() && moved == places_.end()) return {};
     const tensor_ref* const tensor = at == replaced_.end() ? nullptr : &at->second->tensor;
-    const bool same = !tensor || (tensor->type() == old.type && (at->second->keep_shape || tensor->shape() == old.shape));
+    const bool same = !tensor || keeps_head(old, *at->second);
     if (same && moved == places_.end() && old.payload == onnx_payload::external) return {};
     if (same && moved == places_.end() && old.payload == onnx_payload::raw) {
       edits_.push_back({{old.offset, old.offset + old.length}, {model_part{.tensor = *tensor, .name = old.name}}});
@@ -30405,12 +30528,29 @@ class onnx_update_plan {
     return external_entry("location", to.location) + external_entry("offset", std::to_string(to.offset)) +
            external_entry("length", std::to_string(length)) + number_field(14, 1);
   }
-  result<std::string> type_and_shape(dtype type, const shape_type& shape, const std::string& name) const {
+  /// The field that holds an element type: of a TensorProto (2) or of a TypeProto.Tensor (1).
+  result<std::string> type_field(std::uint32_t field, dtype type, const std::string& name) const {
     const auto code = element_code(type);
     if (!code) return refuse(errc::unsupported, "ONNX has no element type " + std::string(tensorsmith::v0::name_of(type)), name);
+    return number_field(field, static_cast<std::uint64_t>(*code));
+  }
+  result<std::string> type_and_shape(dtype type, const shape_type& shape, const std::string& name) const {
+    TENSORSMITH_TRY(const std::string code, type_field(2, type, name));
     std::string out;
     for (const std::size_t extent : shape) out += number_field(1, extent);
-    return out + number_field(2, static_cast<std::uint64_t>(*code));
+    return out + code;
+  }
+  /// A ValueInfoProto's name and type, without its other fields. `of_type`: further fields of the TypeProto.
+  result<std::string> declaration(dtype type, const shape_type& shape, const std::string& name, std::string_view of_type = {}) const {
+    TENSORSMITH_TRY(const std::string code, type_field(1, type, name));
+    std::string dims;
+    for (const std::size_t extent : shape) dims += bytes_field(1, number_field(1, extent));
+    return bytes_field(1, name) + bytes_field(2, bytes_field(1, code + bytes_field(2, dims)) + std::string(of_type));
+  }
+  result<std::string> verbatim(const wire_field& f) {
+    std::string bytes(static_cast<std::size_t>(f.end - f.begin), '\0');
+    TENSORSMITH_CHECK(wire_.read(f.begin, std::as_writable_bytes(std::span(bytes))));
+    return bytes;
   }
 
   /// The fields of a TensorProto that stay: all but the payload and its place, less shape and type if those change.
@@ -30424,8 +30564,7 @@ class onnx_update_plan {
         TENSORSMITH_TRY(const bool keep, keep_entry(f, replaced));
         if (!keep) continue;
       }
-      std::string bytes(static_cast<std::size_t>(f.end - f.begin), '\0');
-      TENSORSMITH_CHECK(wire_.read(f.begin, std::as_writable_bytes(std::span(bytes))));
+      TENSORSMITH_TRY(const std::string bytes, verbatim(f));
       out += bytes;
     }
     return out;
@@ -30470,6 +30609,86 @@ class onnx_update_plan {
     return {};
   }
 
+  // --- what the graph says of values ---
+
+  /// Finds the values whose declared shape would be wrong from now on: initializers that get another one, and what nodes make of them that
+  /// pass a value on. What other nodes compute keeps its shape, or the graph would not fit together any more.
+  void find_redeclared() {
+    for (const auto& [index, now] : replaced_)
+      if (!keeps_head(model_.initializers[index], *now)) redeclared_.emplace(model_.initializers[index].name, &now->tensor);
+    for (const onnx_update::added_tensor& added : update_.additions)
+      if (added.shape != model_.initializers[added.like].shape) redeclared_.emplace(added.name, nullptr);
+    if (redeclared_.empty()) return;
+    std::map<std::size_t, std::string_view> first_inputs;  // that change
+    for (const onnx_update::changed_input& c : update_.inputs)
+      if (c.input == 0) first_inputs[c.node] = c.name;
+    for (std::size_t n = 0; n < model_.nodes.size(); ++n) {  // a value is defined before it is used: one pass finds all
+      const onnx_node& node = model_.nodes[n];
+      if (node.inputs == 0 || !(model_.is(node, "Identity") || model_.is(node, "Cast") || model_.is(node, "Transpose"))) continue;
+      const auto changed = first_inputs.find(n);
+      if (redeclared_.count(changed == first_inputs.end() ? model_.input_of(node, 0) : changed->second) == 0) continue;
+      for (std::size_t i = 0; i < node.outputs; ++i)
+        if (!model_.output_of(node, i).empty()) redeclared_.emplace(model_.output_of(node, i), nullptr);
+    }
+  }
+
+  /// Older models, and those of some exporters, declare every initializer as an input of the graph, and models may declare any value in
+  /// value_info. Runtimes refuse a model where that contradicts the initializer. An input gets the new shape; an entry of value_info goes:
+  /// shape inference finds again what it said.
+  result<void> edit_declarations() {
+    find_redeclared();
+    if (redeclared_.empty()) return {};
+    for (const onnx_range& body : model_.graph_bodies)
+      for (std::uint64_t at = body.begin; at < body.end;) {
+        TENSORSMITH_TRY(const wire_field f, wire_.next(at, body.end));
+        if ((f.number != 11 && f.number != 13) || f.type != wire_type::bytes) continue;
+        TENSORSMITH_TRY(const std::string name, redeclared_name(f));
+        const auto found = redeclared_.find(name);
+        if (found == redeclared_.end() || (f.number == 11 && !found->second)) continue;
+        model_edit edit{{f.begin, f.end}, {}};
+        if (f.number == 11) {
+          TENSORSMITH_TRY(const std::string anew, declared_anew(f, name, *found->second));
+          edit.parts.push_back({.text = bytes_field(11, anew)});
+        }
+        edits_.push_back(std::move(edit));
+      }
+    return {};
+  }
+  /// The name in a ValueInfoProto, or nothing where it is longer than any that is looked for.
+  result<std::string> redeclared_name(const wire_field& f) {
+    std::uint64_t longest = 0;
+    for (const auto& [name, tensor] : redeclared_) longest = std::max<std::uint64_t>(longest, name.size());
+    std::string out;
+    for (std::uint64_t at = f.value; at < f.end;) {
+      TENSORSMITH_TRY(const wire_field part, wire_.next(at, f.end));
+      if (part.number != 1 || part.type != wire_type::bytes) continue;
+      out.clear();
+      if (part.length() > longest) continue;
+      TENSORSMITH_TRY(out, wire_.text(part, longest, "the name of a value"));
+    }
+    return out;
+  }
+  /// The ValueInfoProto `f` with the type and shape of a tensor. Its documentation and what is unknown stay.
+  result<std::string> declared_anew(const wire_field& f, const std::string& name, const tensor_ref& tensor) {
+    std::string others, denotation;
+    for (std::uint64_t at = f.value; at < f.end;) {
+      TENSORSMITH_TRY(const wire_field part, wire_.next(at, f.end));
+      if (part.number == 1) continue;
+      if (part.number != 2 || part.type != wire_type::bytes) {
+        TENSORSMITH_TRY(const std::string bytes, verbatim(part));
+        others += bytes;
+        continue;
+      }
+      for (std::uint64_t in = part.value; in < part.end;) {
+        TENSORSMITH_TRY(const wire_field type, wire_.next(in, part.end));
+        if (type.number != 6) continue;  // all others are kinds of type, of which there can be only one
+        TENSORSMITH_TRY(denotation, verbatim(type));
+      }
+    }
+    TENSORSMITH_TRY(const std::string head, declaration(tensor.type(), tensor.shape(), name, denotation));
+    return head + others;
+  }
+
   result<void> add_initializers() {
     const std::uint64_t at = model_.graph_bodies.back().end;
     for (std::size_t k = 0; k < update_.additions.size(); ++k) {
@@ -30486,6 +30705,10 @@ class onnx_update_plan {
       }
       edit.parts.push_back({.text = field_head(5, body.size() + more) + body});
       if (more > 0) edit.parts.push_back({.tensor = added.tensor, .name = added.name});
+      if (model_.ir_version < first_ir_of_plain_initializers) {
+        TENSORSMITH_TRY(const std::string input, declaration(added.tensor.type(), added.shape, added.name));
+        edit.parts.push_back({.text = bytes_field(11, input)});
+      }
       edits_.push_back(std::move(edit));
     }
     return {};
@@ -30542,6 +30765,7 @@ class onnx_update_plan {
   wire_reader wire_;
   std::map<std::size_t, const onnx_update::replaced_tensor*> replaced_;
   std::map<std::size_t, place> places_, added_places_;
+  std::map<std::string_view, const tensor_ref*> redeclared_;  // by name; none: not an initializer of the model as it is
   std::string new_name_;
   std::vector<model_edit> edits_;
   std::vector<planned_file> files_;
@@ -30550,7 +30774,8 @@ class onnx_update_plan {
 }  // namespace detail
 
 /// The files of a model after `update`: its external files, then the model file. Files that do not change are named as such. No payload is
-/// read. @fails limit (a model file over 2 GiB), unsupported (an element type that ONNX lacks), io
+/// read. @fails limit (a model file over 2 GiB), unsupported (an element type that ONNX lacks), malformed (a declaration of a value whose
+/// shape changes is no protobuf), io
 inline result<std::vector<planned_file>> plan_onnx_update(const onnx_model& model, const onnx_update& update) {
   return detail::onnx_update_plan(model, update).plan();
 }
@@ -30575,19 +30800,19 @@ class value_origin {
   explicit value_origin(const onnx_model& model) : model_(model), wire_(model.file) {
     for (std::size_t n = 0; n < model.nodes.size(); ++n)
       for (std::size_t i = 0; i < model.nodes[n].outputs; ++i) made_by_.emplace(model.output_of(model.nodes[n], i), n);
+    ids_ = input_of_ids();
   }
-  /// The element type of `name` if it holds the ids of `input_ids`, in whatever type and shape; 0: it is something else. @fails malformed, io
+  /// The element type of `name` if it holds the ids of the tokens, in whatever type and shape; 0: it is something else. @fails malformed, io
   result<std::int64_t> type_of_ids(std::string_view name) {
     std::int64_t type = 0;
     for (std::size_t steps = 0; steps <= model_.nodes.size(); ++steps) {
       for (const onnx_value_info& input : model_.inputs)
-        if (input.name == name && name == "input_ids") return type != 0 ? type : input.element_type;
+        if (input.name == name && name == ids_) return type != 0 ? type : input.element_type;
       const auto at = made_by_.find(name);
       if (at == made_by_.end()) return std::int64_t{0};
       const onnx_node& node = model_.nodes[at->second];
       const bool cast = model_.is(node, "Cast");
-      if (node.inputs == 0 || !(cast || model_.is(node, "Reshape") || model_.is(node, "Identity") || model_.is(node, "Squeeze") || model_.is(node, "Unsqueeze")))
-        return std::int64_t{0};
+      if (node.inputs == 0 || !passes(node)) return std::int64_t{0};
       if (cast && type == 0) {
         TENSORSMITH_TRY(const auto attributes, onnx_attributes(node, wire_));
         if (const onnx_attribute* const to = find_attribute(attributes, "to")) type = to->integer;
@@ -30596,27 +30821,67 @@ class value_origin {
     }
     return std::int64_t{0};
   }
+  /// True if `name` is the outcome of a comparison, in whatever type and shape.
+  bool compares(std::string_view name) const {
+    for (std::size_t steps = 0; steps <= model_.nodes.size(); ++steps) {
+      const auto at = made_by_.find(name);
+      if (at == made_by_.end()) return false;
+      const onnx_node& node = model_.nodes[at->second];
+      if (model_.is(node, "Equal")) return true;
+      if (node.inputs == 0 || !passes(node)) return false;
+      name = model_.input_of(node, 0);
+    }
+    return false;
+  }
   bool taken(std::string_view name) const { return made_by_.count(name) > 0; }
 
  private:
+  /// Nodes that hand the elements of their first input on.
+  bool passes(const onnx_node& node) const {
+    constexpr std::string_view operators[] = {"Cast", "Reshape", "Identity", "Squeeze", "Unsqueeze"};
+    return std::any_of(std::begin(operators), std::end(operators), [&](std::string_view name) { return model_.is(node, name); });
+  }
+  /// "input_ids"; in a graph with other names, its only input of integers.
+  std::string_view input_of_ids() const {
+    std::string_view only;
+    std::size_t count = 0;
+    for (const onnx_value_info& input : model_.inputs) {
+      if (input.name == "input_ids") return input.name;
+      const bool stored = std::any_of(model_.initializers.begin(), model_.initializers.end(), [&](const onnx_initializer& t) { return t.name == input.name; });
+      if (!stored && (input.element_type == 6 || input.element_type == 7)) only = input.name, ++count;
+    }
+    return count == 1 ? only : std::string_view();
+  }
+
   const onnx_model& model_;
   wire_reader wire_;
   std::map<std::string_view, std::size_t> made_by_;
+  std::string_view ids_;
 };
 
 }  // namespace detail
 
+/// What became of the places where a text encoder pools.
+struct pooling_repairs {
+  std::size_t repaired = 0;             ///< 0: the graph does not pool, or pools at the end marker already
+  std::vector<std::string> not_understood;  ///< ArgMax nodes over something that is neither known to be the ids nor a comparison
+};
+
 /// Lets every ArgMax over the ids look for the first one equal to `eos` instead of the largest: ArgMax(ids) becomes
-/// ArgMax(Cast(Equal(ids, eos))). Returns how many there were; 0: the graph does not pool, or pools so already. @fails malformed, io
-inline result<std::size_t> repair_pooling(const onnx_model& model, std::int64_t eos, onnx_update& update) {
+/// ArgMax(Cast(Equal(ids, eos))). @fails malformed, io
+inline result<pooling_repairs> repair_pooling(const onnx_model& model, std::int64_t eos, onnx_update& update) {
   constexpr std::int64_t i32 = 6, i64 = 7;
   detail::value_origin origin(model);
-  std::size_t count = 0;
+  pooling_repairs out;
+  std::size_t& count = out.repaired;
   for (std::size_t n = 0; n < model.nodes.size(); ++n) {
     const onnx_node& node = model.nodes[n];
     if (!model.is(node, "ArgMax") || node.inputs != 1) continue;
     TENSORSMITH_TRY(const std::int64_t type, origin.type_of_ids(model.input_of(node, 0)));
-    if (type != i32 && type != i64) continue;
+    if (type != i32 && type != i64) {
+      if (!origin.compares(model.input_of(node, 0))) out.not_understood.emplace_back(model.name_of(node));
+      continue;
+    }
     std::string base = "/pooled_at_eos_" + std::to_string(count);
     while (origin.taken(base + "/token") || origin.taken(base + "/Equal_output_0") || origin.taken(base + "/Cast_output_0")) base += "_";
     const onnx_new_node::scalar token{type, eos};
@@ -30628,7 +30893,7 @@ inline result<std::size_t> repair_pooling(const onnx_model& model, std::int64_t 
     update.inputs.push_back({n, 0, base + "/Cast_output_0"});
     ++count;
   }
-  return count;
+  return out;
 }
 
 TENSORSMITH_END_NAMESPACE
@@ -31502,6 +31767,9 @@ class onnx_component_update {
       out_.tensors.push_back({use.initializer, stored, !larger});
       return old.name;
     }
+    if (graph_.parameters.nested_readers[use.initializer] > 0)
+      return refuse(errc::unsupported, "the parameter is read inside a branch or a loop of the graph, too", p.name, "readers in the main graph alone",
+                    quoted(old.name), "export the model again without control flow");
     for (const onnx_reader& reader : use.readers)
       for (const onnx_parameter& other : graph_.parameters.parameters)
         for (const onnx_parameter_use& u : other.uses)
@@ -31577,8 +31845,10 @@ class onnx_pipeline_writer {
     for (const std::string& name : builder.repeated()) repeated_.insert(join_path(graph.name, name));
     if (graph.network != "unet" && (builder.grew() || options_.repair_pooling)) {
       TENSORSMITH_TRY(const std::int64_t eos, end_of_text(model_, *after, run_));
-      TENSORSMITH_TRY(const std::size_t repaired, repair_pooling(graph.graph, eos, update));
-      if (repaired > 0) run_.info(graph.name, "its pooled output is taken at the first token " + std::to_string(eos) + " from now on, and not at the largest id");
+      TENSORSMITH_TRY(const pooling_repairs pooling, repair_pooling(graph.graph, eos, update));
+      for (const std::string& node : pooling.not_understood)
+        run_.warn(graph.name, "the node " + quoted(node) + " may take the pooled output at the largest id, which an added token would be; it was left as it is");
+      if (pooling.repaired > 0) run_.info(graph.name, "its pooled output is taken at the first token " + std::to_string(eos) + " from now on, and not at the largest id");
     }
     const bool changes = !update.empty();
     TENSORSMITH_TRY(std::vector<planned_file> files, plan_onnx_update(graph.graph, update));
@@ -33967,7 +34237,7 @@ class pickle_writer {
     else
       out_ += "\x8A\x08", number(bits, 8);
   }
-  /// False for arrays and objects.
+  /// False for arrays, and for objects that hold one.
   bool scalar(const json_value& value) {
     if (value.is_null())
       out_ += 'N';
@@ -33979,6 +34249,8 @@ class pickle_writer {
       text(*s);
     else if (const double* d = value.as_double())
       real(*d);
+    else if (const json_value::object* members = value.as_object())
+      return dict(*members);
     else
       return false;
     return true;
@@ -34013,6 +34285,16 @@ class pickle_writer {
   }
 
  private:
+  bool dict(const json_value::object& members) {
+    begin_dict();
+    for (const auto& [key, value] : members) {
+      text(key);
+      if (!scalar(value)) return false;
+      end_pair();
+    }
+    end_dict();
+    return true;
+  }
   void number(std::uint64_t value, std::size_t bytes) {
     for (std::size_t i = 0; i < bytes; ++i) out_ += static_cast<char>(static_cast<unsigned char>(value >> (8 * i)));
   }
@@ -34058,7 +34340,7 @@ TENSORSMITH_BEGIN_NAMESPACE
 /// What surrounds the tensors of a checkpoint.
 struct torch_write_options {
   std::string nested{};  ///< key of the dict that holds the tensors ("state_dict"); empty: they are the top-level dict
-  std::vector<std::pair<std::string, json_value>> scalars{};  ///< beside `nested`: integers, booleans, null, strings, doubles
+  std::vector<std::pair<std::string, json_value>> scalars{};  ///< beside `nested`: integers, booleans, null, strings, doubles, objects of these
   bool force = false;                                         ///< replace an existing file
   bool verify = false;  ///< produce everything twice: written, then compared with the file before it is published
 };
@@ -34131,7 +34413,7 @@ class torch_layout {
           return failure{.code = errc::usage,
                          .what = "a value beside the tensors cannot be written",
                          .place = quoted(key),
-                         .expected = "null, a boolean, a number or a string",
+                         .expected = "null, a boolean, a number, a string or an object of these",
                          .found = std::string(value.kind())};
         out.end_pair();
       }

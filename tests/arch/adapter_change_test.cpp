@@ -347,6 +347,37 @@ TEST_CASE("GLoRA: factors whose ranks differ, and ranks of 0, are refused") {
   CHECK(told({4, 0}, {0, 4}, {6, 3}, {3, 4}) == no + "a1 [4, 0], a2 [0, 4], b1 [6, 3], b2 [3, 4])");
 }
 
+TEST_CASE("DoRA of a convolution in PEFT's shape under kohya's names: magnitudes of the rows, where they can be nothing else") {
+  // [1, out, 1, 1] for a layer of 6 outputs and 4 inputs; [1, in, 1, 1] is LyCORIS' form for the inputs.
+  const auto merged = [](const shape& magnitudes, double& row) {
+    layers base;
+    file adapter;
+    adapter.add("lora_unet_conv.lora_up.weight", {6, 2, 1, 1}, 9).add("lora_unet_conv.lora_down.weight", {2, 4, 3, 3}, 10);
+    adapter.add("lora_unet_conv.dora_scale", magnitudes, floats(ts::element_count(magnitudes), 2.0f));
+    const std::string outcome = merge(base, adapter);
+    const floats weight = base.values("conv.weight");
+    row = 0;
+    for (std::size_t i = 0; i < 36; ++i) row += static_cast<double>(weight[i]) * static_cast<double>(weight[i]);
+    return outcome;
+  };
+  double row = 0;
+  CHECK(merged({1, 6, 1, 1}, row) == "applied 1");
+  CHECK(std::fabs(row - 4.0) < 1e-4);  // a row's norm is its magnitude
+  CHECK(merged({1, 4, 1, 1}, row) == "applied 1");
+  CHECK(std::fabs(row - 4.0) > 1e-2);  // an input channel's is
+  CHECK(merged({1, 5, 1, 1}, row).find("dora_scale [1, 5, 1, 1]") != std::string::npos);
+}
+
+TEST_CASE("(IA)3: on_input may be a boolean") {
+  layers base;
+  const floats before = base.values("linear.weight");
+  file adapter;
+  adapter.add("lora_unet_linear.weight", {4}, 9).integers<std::uint8_t>("lora_unet_linear.on_input", ts::dtype::boolean, {}, {1});
+  CHECK(merge(base, adapter) == "applied 1");
+  const floats scale = adapter.values("lora_unet_linear.weight");
+  check(base.values("linear.weight"), before, 1, [&](std::size_t i) { return static_cast<double>(before[i]) * static_cast<double>(scale[i % 4]); });
+}
+
 TEST_CASE("a layer without elements takes no change") {
   layers base;
   ts::component& unet = base.package.components[0];

@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "support/catch.hpp"
+#include "support/paths.hpp"
 #include "support/random_values.hpp"
 #include "tensorsmith/arch/combine_adapters.hpp"
 
@@ -111,6 +112,8 @@ combined combined_ok(std::vector<ts::combine_source> sources, const ts::combine_
     const ts::merged_adapter& account = out.made->sources[i];
     CHECK(account.modules.size() == from.modules.size());
     CHECK(account.applied + account.ignored == account.modules.size());
+    for (const ts::merged_module& module : account.modules)
+      CHECK(module.outcome == (module.reason.empty() ? ts::module_outcome::applied : ts::module_outcome::ignored));
     std::size_t keys = account.unknown.size();
     for (const ts::adapter_layer& module : from.modules) keys += module.parameters.size();
     for (const ts::textual_inversion& one : from.embeddings) keys += one.tensors.size();
@@ -285,6 +288,101 @@ TEST_CASE("concat: full differences, norms and biases are sums; strength 0 and a
   for (const ts::merged_module& module : both.made->sources[1].modules) reasons[module.name] = module.reason;
   CHECK(reasons == std::map<std::string, std::string>{{conv1, ""}, {norm_layer, ""}, {query, "alpha is 0: no effect"}, {fc1, "strength 0"}});
   CHECK(both.made->sources[1].ignored == 2);
+}
+
+TEST_CASE("an alpha that is stored as an integer counts as in a merge into a model, in every mode") {
+  // diffusers' convert_state_dict_to_kohya writes torch.tensor(len(weight)): i64, without dimensions.
+  const auto whole = [](std::int64_t alpha, ts::dtype type) {
+    file f("i.safetensors");
+    std::vector<std::byte> bytes(ts::byte_count(type, 1));
+    std::memcpy(bytes.data(), &alpha, bytes.size());
+    f.pair(query, 24, 16, 4);
+    REQUIRE(f.tensors.add(query + ".alpha", ts::in_memory({query + ".alpha", type, {}}, std::move(bytes)), f.name));
+    return f;
+  };
+  file real("i.safetensors"), b("b.safetensors");  // of one name, so of the same factors
+  real.pair(query, 24, 16, 4, 8), b.pair(query, 24, 16, 4, 8);
+  for (const ts::dtype type : {ts::dtype::i64, ts::dtype::i32, ts::dtype::u8}) {
+    CAPTURE(ts::name_of(type));
+    for (const auto mode : {ts::combine_mode::concat, ts::combine_mode::svd, ts::combine_mode::lpl, ts::combine_mode::ljl, ts::combine_mode::kohya}) {
+      CAPTURE(ts::name_of(mode));
+      const auto both = combined_ok({source_of(whole(8, type), 0.5), source_of(b, 0.25)}, {.mode = mode, .rank = 8});
+      const auto same = combined_ok({source_of(real, 0.5), source_of(b, 0.25)}, {.mode = mode, .rank = 8});
+      for (const std::string parameter : {".lora_up.weight", ".lora_down.weight", ".alpha"})
+        CHECK(tensor(*both.made, query + parameter) == tensor(*same.made, query + parameter));
+      if (mode == ts::combine_mode::concat) check_exact(both.sources, *both.made, 1e-6);
+    }
+  }
+  const auto none = combined_ok({source_of(whole(0, ts::dtype::i64)), source_of(b)}, {});
+  CHECK(none.made->sources[0].modules[0].reason == "alpha is 0: no effect");
+  CHECK(none.made->tensors.find(query + ".lora_down.weight")->tensor.shape() == shape{4, 16});
+}
+
+TEST_CASE("a bias difference has no alpha: of a module whose alpha is 0 it stays, as in a merge into a model") {
+  std::map<std::string, shape> with_bias = layers;
+  with_bias["mid_block.attentions.0.transformer_blocks.0.attn1.to_q.bias"] = {24};
+  file a, b("b.safetensors");
+  a.pair(query, 24, 16, 4).add(query + ".alpha", {}, doubles{0.0}).add(query + ".diff_b", {24});
+  b.pair(query, 24, 16, 4, 2).add(query + ".diff_b", {24});
+  const doubles da = values_of(a.tensors.find(query + ".diff_b")->tensor), db = values_of(b.tensors.find(query + ".diff_b")->tensor);
+  for (const auto mode : {ts::combine_mode::concat, ts::combine_mode::svd}) {
+    CAPTURE(ts::name_of(mode));
+    const auto both = combined_ok({source_of(a, 0.5), source_of(b, 0.25)}, {.mode = mode, .rank = 4});
+    const doubles sum = tensor(*both.made, query + ".diff_b");
+    REQUIRE(sum.size() == 24);
+    for (std::size_t i = 0; i < sum.size(); ++i) CHECK(sum[i] == static_cast<double>(static_cast<float>(0.5 * da[i] + 0.25 * db[i])));
+    CHECK(both.made->tensors.find(query + ".lora_down.weight")->tensor.shape() == shape{4, 16});
+    CHECK(both.made->sources[0].modules[0].reason == "");
+    CHECK(both.made->sources[0].applied == 1);
+    CHECK(both.made->sources[0].ignored == 0);
+    const ts::adapter_request whole = reread(*both.made);
+    const auto expected = change_of({&both.sources[0].request, &both.sources[1].request}, with_bias), found = change_of({&whole}, with_bias);
+    for (const auto& [name, values] : expected) {
+      CAPTURE(name);
+      CHECK(distance(values, found.at(name)) <= 3e-6 * norm(values));
+    }
+    CHECK(norm(found.at("mid_block.attentions.0.transformer_blocks.0.attn1.to_q.bias")) > 0);
+
+    const auto alone = combined_ok({source_of(a, 0.5)}, {.mode = mode, .rank = 4});
+    CHECK(alone.made->tensors.size() == 1);
+    CHECK(tensor(*alone.made, query + ".diff_b")[5] == 0.5 * da[5]);
+    const auto off = combined_ok({source_of(a, 0), source_of(b, 0.25)}, {.mode = mode, .rank = 4});
+    CHECK(tensor(*off.made, query + ".diff_b")[5] == 0.25 * db[5]);
+    CHECK(off.made->sources[0].modules[0].reason == "strength 0");
+  }
+}
+
+TEST_CASE("strength 0 skips a module, whatever its algorithm is, where the result is a sum of changes") {
+  file a, b("b.safetensors");
+  a.pair(query, 24, 16, 4, 2).pair(fc1, 40, 12, 2, 1);
+  b.pair(query, 24, 16, 4, std::nan("")).add(query + ".dora_scale", {24, 1}).add(skip + ".oft_blocks", {3, 8, 8}).pair(fc1, 40, 12, 2, 1);
+  for (const auto mode : {ts::combine_mode::concat, ts::combine_mode::svd}) {
+    CAPTURE(ts::name_of(mode));
+    const ts::combine_options how{.mode = mode, .rank = 4};
+    const auto both = combined_ok({source_of(a), source_of(b, 0, 0.5)}, how);  // the UNet alone is at 0
+    const auto same = combined_ok({source_of(a, 1, 0)}, how);
+    for (const std::string parameter : {".lora_up.weight", ".lora_down.weight", ".alpha"})
+      CHECK(tensor(*both.made, query + parameter) == tensor(*same.made, query + parameter));
+    CHECK(both.made->tensors.find(fc1 + ".lora_down.weight")->tensor.shape() == shape{4, 12});
+    std::map<std::string, std::string> reasons, algorithms;
+    for (const ts::merged_module& module : both.made->sources[1].modules)
+      reasons[module.name] = module.reason, algorithms[module.name] = module.algorithm;
+    CHECK(reasons == std::map<std::string, std::string>{{query, "strength 0"}, {skip, "strength 0"}, {fc1, ""}});
+    CHECK(algorithms == std::map<std::string, std::string>{{query, "DoRA of LoRA"}, {skip, "OFT"}, {fc1, "LoRA"}});
+    CHECK(both.made->sources[1].applied == 1);
+    CHECK(both.made->sources[1].ignored == 2);
+
+    auto blocked = source_of(b);
+    blocked.request.block_weight = [](std::string_view) { return 0.0; };
+    CHECK(combined_ok({source_of(a), blocked}, how).made->sources[1].ignored == 2);
+    CHECK(refusal({source_of(a), source_of(b, 0.5)}, how).find("depends on the weight of the model") != std::string::npos);
+  }
+  for (const auto mode : {ts::combine_mode::lpl, ts::combine_mode::ljl, ts::combine_mode::kohya})  // these use all pieces
+    CHECK(refusal({source_of(a), source_of(b, 0)}, {.mode = mode}).find("depends on the weight of the model") != std::string::npos);
+
+  file twice("t.safetensors");
+  twice.pair(query, 24, 16, 4, 2).pair("lora_unet_middle_block_1_transformer_blocks_0_attn1_to_q", 24, 16, 4, 2);
+  CHECK(refusal({source_of(a), source_of(twice, 0)}, {}).find("two modules of one adapter change the same layer") != std::string::npos);
 }
 
 TEST_CASE("kohya's LoRA + LoRA: √ of the strengths' product and cross terms, as its script computes them") {
@@ -534,6 +632,49 @@ TEST_CASE("ljl joins at strength 1; lpl adds by strengths; cloneofsimo's numbers
   const auto named = combined_ok({source_of(a), source_of(b)}, {});
   CHECK(named.made->tensors.contains("lora_te_text_model_encoder_layers_0_self_attn_k_proj.lora_up.weight"));
   CHECK(named.made->tensors.contains("bundle_emb.<a>.string_to_param.*"));
+}
+
+TEST_CASE("lpl and ljl of cloneofsimo's .pt lists write the class lists that its loader asks for: those of the set that was counted") {
+  const auto listed = [] {
+    ts::job run;
+    auto read = ts::open_adapter(support::data("adapters/cloneofsimo/cat.pt").string(), run);
+    INFO((read ? std::string() : read.error().message()));
+    REQUIRE(read);
+    CHECK(read->modules.size() == 144 + 48);
+    return ts::combine_source{{.source = std::move(*read)}, {}};
+  };
+  for (const auto mode : {ts::combine_mode::lpl, ts::combine_mode::ljl}) {
+    CAPTURE(ts::name_of(mode));
+    const auto both = combined_ok({listed(), listed()}, {.mode = mode});
+    CHECK(both.made->tensors.contains("unet:143:up"));
+    CHECK(text_of(*both.made, "unet") == R"(["CrossAttention", "Attention", "GEGLU"])");
+    CHECK(text_of(*both.made, "text_encoder") == R"(["CLIPAttention"])");
+    CHECK(text_of(*both.made, "unet:143:rank") == std::to_string(both.made->tensors.find("unet:143:down")->tensor.shape()[0]));
+    const ts::adapter_request again = reread(*both.made);  // with the lists, the same layers
+    REQUIRE(again.source.modules.size() == both.sources[0].request.source.modules.size());
+    for (std::size_t i = 0; i < again.source.modules.size(); ++i) CHECK(again.source.modules[i].name == both.sources[0].request.source.modules[i].name);
+  }
+  const auto named = combined_ok({listed(), listed()}, {});
+  CHECK(text_of(*named.made, "unet") == "(none)");
+
+  // The extended set, without a text encoder. A list that one of the files has stays as it is.
+  const auto extended = [](const std::string& name) {
+    file f(name);
+    const auto slots = ts::cloneofsimo_unet_slots({true, true, true}, false);
+    for (std::size_t i = 0; i < slots.size(); ++i) {
+      const std::string pair = "unet:" + std::to_string(i);
+      f.add(pair + ":up", slots[i].convolution ? shape{8, 2, 1, 1} : shape{8, 2}).add(pair + ":down", slots[i].convolution ? shape{2, 8, 3, 3} : shape{2, 8});
+    }
+    return f;
+  };
+  file a = extended("a.safetensors"), b = extended("b.safetensors");
+  const auto whole = combined_ok({source_of(a), source_of(b)}, {.mode = ts::combine_mode::ljl});
+  CHECK(text_of(*whole.made, "unet") == R"(["CrossAttention", "Attention", "GEGLU", "ResnetBlock2D"])");
+  CHECK(text_of(*whole.made, "text_encoder") == "(none)");
+  CHECK(reread(*whole.made).source.modules.size() == whole.sources[0].request.source.modules.size());
+  b.metadata = {{"unet", R"(["ResnetBlock2D", "GEGLU", "Attention"])"}};
+  const auto kept = combined_ok({source_of(b), source_of(a)}, {.mode = ts::combine_mode::ljl});
+  CHECK(text_of(*kept.made, "unet") == R"(["ResnetBlock2D", "GEGLU", "Attention"])");
 }
 
 TEST_CASE("values that do not fit the element type end the run, or saturate") {

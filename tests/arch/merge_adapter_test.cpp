@@ -491,6 +491,22 @@ TEST_CASE("what does not fit is refused, what has no layer is listed, strength 0
   CHECK(outcome(two) == "applied 1, not found 1, ignored 0");
   CHECK(outcome(two, true).find("parts of the adapter do not belong to the model") != std::string::npos);
 
+  // A layer of which only the bias is known, as in a graph whose weight has no name: not passed over.
+  adapter_file nameless = two;
+  const auto without_weight = [&](bool strict) {
+    model base(ts::dtype::f32);
+    values bias = random_values({24}, 5);
+    REQUIRE(base.package.components[0].weights.add("down_blocks.9.attentions.0.proj_in.bias", tensor_of("bias", bias, ts::dtype::f32), "base"));
+    const ts::adapter_request request = request_of(nameless, 1);
+    const auto account = ts::merge_adapters(base.package, {&request, 1}, {.strict = strict}, {});
+    if (!account) return account.error().message();
+    for (const ts::merged_module& module : account->adapters[0].modules)
+      if (module.outcome == ts::module_outcome::not_found) return module.reason;
+    return std::string("all were found");
+  };
+  CHECK(without_weight(false) == "the model has no weight 'unet.down_blocks.9.attentions.0.proj_in.weight'");
+  CHECK(without_weight(true).starts_with("MIS a.safetensors: parts of the adapter do not belong to the model"));
+
   adapter_file twice = lora(m, {24, 4}, {4, 16});
   twice.add("lora_unet_middle_block_1_transformer_blocks_0_attn1_to_q.lora_up.weight", random_values({24, 4}, 3));
   twice.add("lora_unet_middle_block_1_transformer_blocks_0_attn1_to_q.lora_down.weight", random_values({4, 16}, 4));

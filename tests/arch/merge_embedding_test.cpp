@@ -342,6 +342,19 @@ TEST_CASE("the tokenizers' files change in one place only", "[arch]") {
   }
 }
 
+TEST_CASE("LRA-15: a token that a single file was given before is known, without tokenizer files too", "[arch]") {
+  ts::package model = pipeline({{}}, 0);
+  CHECK(tokens_of(merged(model, {{vectors(1, 4, 100), "", 1}}).account) == "<cat>=10/1");
+  CHECK(refusal(model, {{vectors(1, 4, 200), "", 1}}) ==
+        "MIS folder/cat.pt: the token '<cat>' is in the vocabulary already (expected a new token, found the file's metadata has it with the id 10); name another one, such as "
+        "'<<cat>>'");
+  ts::embedding_options how;
+  how.rule = ts::token_rule::onnx_web;
+  const outcome out = merged(model, {{vectors(1, 4, 200), "", 1}}, how);  // its other tokens are new
+  REQUIRE(out.account.ignored.size() == 1);
+  CHECK(out.account.ignored[0].reason == "in the vocabulary already: the file's metadata has it with the id 10");
+}
+
 TEST_CASE("a second merge goes on behind the first", "[arch]") {
   ts::package model = pipeline();
   merged(model, {{vectors(2, 4, 100), "", 1}});

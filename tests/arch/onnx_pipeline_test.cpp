@@ -419,6 +419,85 @@ TEST_CASE("two parameters that a graph computes once cannot be told apart") {
                                                "value for each); export the model again without removing equal values");
 }
 
+TEST_CASE("names that ONNX Runtime's optimisations leave, and several layers under the name of the module around them") {
+  const support::temp_folder folder;
+  const auto matmul = [](const std::string& name, const std::string& weight) {
+    return support::onnx_node({.operation = "MatMul", .name = name, .inputs = {"x", weight}, .outputs = {name + "_out"}});
+  };
+  const auto matrix = [](const std::string& name, char fill) { return support::onnx_tensor({.name = name, .dims = {2, 3}, .data = floats(6, fill)}); };
+  const support::onnx_parts parts{
+      .tensors = {matrix("onnx::MatMul_1", 'a'), matrix("onnx::MatMul_2", 'b'), matrix("onnx::MatMul_3", 'c'), matrix("onnx::MatMul_4", 'd'),
+                  matrix("onnx::MatMul_5", 'd'), matrix("untold.weight", 'e')},
+      .nodes = {support::onnx_node({.operation = "Gemm", .name = "/a/q_proj/MatMul/MatMulAddFusion", .inputs = {"x", "onnx::MatMul_1"}, .outputs = {"1"}}),
+                matmul("/a/attn/MatMul_q", "onnx::MatMul_2"), matmul("/a/attn/MatMul_k", "onnx::MatMul_3"),  // two layers
+                matmul("/a/twice/MatMul", "onnx::MatMul_4"), matmul("/a/twice/MatMul_1", "onnx::MatMul_5"),  // one layer, stored twice
+                matmul("first", "untold.weight"), matmul("second", "untold.weight")},
+      .inputs = {support::onnx_value("x")}};
+  ts::job run;
+  const auto base = ts::open_onnx_pipeline(folder_of(folder, parts, "unet"), run);
+  REQUIRE(base);
+  std::set<std::string> names;
+  for (const auto& e : base->model.find("unet")->weights.entries()) names.insert(e.name);
+  CHECK(names == std::set<std::string>{"a.q_proj.weight", "a.twice.weight", "untold.weight"});
+  CHECK(base->components[0].parameters.find("a.twice.weight")->uses.size() == 2);
+  std::vector<std::string> warnings;
+  for (const ts::note& n : run.notes)
+    if (n.severity == ts::note::level::warning) warnings.push_back(n.text);
+  REQUIRE(warnings.size() == 2);
+  CHECK(warnings[0] == "matrices that several nodes read which do not tell their layers are taken for one parameter each: 'untold.weight'");
+  CHECK(warnings[1] == "floating-point initializers that cannot be matched with parameters stay as they are: 'onnx::MatMul_2' [2, 3], 'onnx::MatMul_3' [2, 3]");
+}
+
+TEST_CASE("a weight that a branch reads, too, is not changed for the main graph alone") {
+  const support::temp_folder folder, out;
+  const std::string branch = support::onnx_graph(
+      {.nodes = {support::onnx_node({.operation = "MatMul", .name = "inner", .inputs = {"x", "a.weight"}, .outputs = {"z"}})}, .outputs = {support::onnx_value("z")}});
+  const support::onnx_parts parts{
+      .tensors = {support::onnx_tensor({.name = "a.weight", .dims = {2, 2}, .data = floats(4)}), support::onnx_tensor({.name = "b.weight", .dims = {2, 2}, .data = floats(4)})},
+      .nodes = {support::onnx_node({.operation = "MatMul", .name = "/a/MatMul", .inputs = {"x", "a.weight"}, .outputs = {"1"}}),
+                support::onnx_node({.operation = "MatMul", .name = "/b/MatMul", .inputs = {"x", "b.weight"}, .outputs = {"2"}}),
+                support::onnx_node({.operation = "If", .name = "choice", .inputs = {"c"}, .outputs = {"3"},
+                                    .attributes = {support::field(1, "then_branch") + support::field(6, branch) + support::field(20, 5)}})},
+      .inputs = {support::onnx_value("x"), support::onnx_value("c", 9)}};
+  const std::string path = folder_of(folder, parts, "unet");
+  const ts::onnx_pipeline base = opened(path);
+  ts::package model = base.model;
+  fill(model, "unet", "b.weight", 1);
+  CHECK(write(base, model, out / "b") == "written");
+  fill(model, "unet", "a.weight", 1);
+  CHECK(write(base, model, out / "a") == "UNS " + path + "/unet/model.onnx: parameter 'a.weight': the parameter is read inside a branch or a loop of the graph, too "
+                                             "(expected readers in the main graph alone, found 'a.weight'); export the model again without control flow");
+  CHECK_FALSE(fs::exists(out.path() / "a"));
+}
+
+TEST_CASE("the pooled output is found whatever the input of ids is called, and what may be one is told") {
+  const auto nodes_after = [](std::vector<std::string> inputs, const std::string& pooled, std::string& warning) {
+    const support::temp_folder folder, out;
+    const support::onnx_parts parts{
+        .tensors = {support::onnx_tensor({.name = "text_model.embeddings.token_embedding.weight", .dims = {4, 2}, .data = floats(8)})},
+        .nodes = {support::onnx_node({.operation = "Gather", .name = "/text_model/embeddings/token_embedding/Gather",
+                                      .inputs = {"text_model.embeddings.token_embedding.weight", "tokens"}, .outputs = {"1"}}),
+                  support::onnx_node({.operation = "Cast", .name = "c", .inputs = {pooled}, .outputs = {"2"}, .attributes = {support::onnx_integer("to", 6)}}),
+                  support::onnx_node({.operation = "ArgMax", .name = "largest", .inputs = {"2"}, .outputs = {"3"}})},
+        .inputs = std::move(inputs)};
+    const ts::onnx_pipeline base = opened(folder_of(folder, parts));
+    ts::package model = base.model;
+    fill(model, "text_encoder", "text_model.embeddings.token_embedding.weight", 1, 2);
+    ts::job run;
+    const auto report = ts::write_onnx_pipeline(base, model, {}, out / "out", {}, run);
+    REQUIRE(report);
+    for (const ts::note& n : run.notes)
+      if (n.severity == ts::note::level::warning) warning = n.text;
+    return opened(out / "out").components[0].graph.nodes.size();
+  };
+  std::string warning;
+  CHECK(nodes_after({support::onnx_value("tokens", 7)}, "tokens", warning) == 6);
+  CHECK(warning.empty());
+  // Two inputs of integers: which are the ids is not known.
+  CHECK(nodes_after({support::onnx_value("tokens", 7), support::onnx_value("mask", 7)}, "tokens", warning) == 3);
+  CHECK(warning == "the node 'largest' may take the pooled output at the largest id, which an added token would be; it was left as it is");
+}
+
 TEST_CASE("onnx-web's second UNet gets the same weights as the first") {
   const support::temp_folder folder;
   fs::copy(data("script"), folder.path() / "base", fs::copy_options::recursive);

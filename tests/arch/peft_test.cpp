@@ -5,6 +5,7 @@
 #include <cmath>
 #include <filesystem>
 #include <fstream>
+#include <map>
 #include <string>
 #include <vector>
 
@@ -155,6 +156,30 @@ TEST_CASE("modules saved whole: half the strength goes half the way, strength 1 
   }
 }
 
+TEST_CASE("patterns are matched with the plain path of a module, however old its name is") {
+  ts::package file;
+  file.source = "a.safetensors", file.container = "safetensors";
+  ts::catalog& tensors = file.components.emplace_back().weights;
+  const auto pair = [&](const std::string& down, const std::string& up) {
+    for (const std::string& name : {down, up})
+      REQUIRE(tensors.add(name, ts::in_memory({name, ts::dtype::f32, {2, 2}}, std::vector<std::byte>(16)), "a"));
+  };
+  const std::string block = "down_blocks.0.attentions.0.transformer_blocks.0.";
+  pair("unet." + block + "attn2.processor.to_k_lora.down.weight", "unet." + block + "attn2.processor.to_k_lora.up.weight");
+  pair("unet.unet." + block + "attn1.processor.to_out_lora.down.weight", "unet.unet." + block + "attn1.processor.to_out_lora.up.weight");
+  pair("unet.base_model.model." + block + "attn1.to_v.lora_A.weight", "unet.base_model.model." + block + "attn1.to_v.lora_B.weight");
+  pair("text_encoder.text_model.encoder.layers.0.self_attn.to_q_lora.down.weight", "text_encoder.text_model.encoder.layers.0.self_attn.to_q_lora.up.weight");
+  file.metadata = {{"lora_adapter_metadata", R"({"unet.r": 2, "unet.lora_alpha": 8, "unet.alpha_pattern": {"^down_blocks.0.*attn2.to_k": 3, "attn1.to_out.0": 4,
+    "^down_blocks.0.*attn1.to_v": 5}, "text_encoder.r": 2, "text_encoder.lora_alpha": 8, "text_encoder.alpha_pattern": {"self_attn.q_proj": 6}})"}};
+  ts::job run;
+  const auto read = ts::read_adapter(file, run);
+  INFO((read ? std::string() : read.error().message()));
+  REQUIRE(read);
+  std::map<std::string, double> alphas;
+  for (const ts::adapter_layer& layer : read->modules) alphas[layer.name.substr(layer.name.rfind("attn"))] = layer.alpha.value_or(0);
+  CHECK(alphas == std::map<std::string, double>{{"attn2.processor.to_k", 3}, {"attn1.processor.to_out", 4}, {"attn1.to_v", 5}, {"attn.to_q", 6}});
+}
+
 TEST_CASE("configurations: what is understood, what is refused by name") {
   CHECK(opened_with(R"({"peft_type": "LORA", "r": 2, "lora_alpha": 4})") == "alpha 4");
   CHECK(opened_with(R"({"peft_type": "LORA", "r": 2, "lora_alpha": 4, "use_rslora": true})") == "alpha 4 by root");
@@ -169,6 +194,7 @@ TEST_CASE("configurations: what is understood, what is refused by name") {
   CHECK(opened_with(R"({"peft_type": "LORA", "r": 2, "lora_alpha": 4, "alpha_pattern": {"layers.[0-9].*": 9}})") ==
         "UNS : pattern 'layers.[0-9].*': a pattern for modules uses regular expressions that are not understood (expected paths of modules, '.', '.*', '^' and '$', "
         "found '['); write out the modules that it stands for");
+  CHECK(opened_with(R"({"peft_type": "LORA", "r": 2, "lora_alpha": 4, "rank_pattern": {"layers.(0|1).*": 2}})") == "alpha 4");  // ranks come from shapes
   CHECK(opened_with(R"({"peft_type": "LOHA", "r": 2})") == "UNS : key 'peft_type': this kind of PEFT adapter is not supported (expected 'LORA', found 'LOHA')");
   CHECK(opened_with(R"({"peft_type": "LORA", "fan_in_fan_out": true})") ==
         "UNS : key 'fan_in_fan_out': an adapter for weights that are stored transposed is not supported (expected false, as for every layer of Stable Diffusion, found true)");

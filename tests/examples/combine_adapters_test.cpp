@@ -192,6 +192,8 @@ TEST_CASE("upl: a folder with the adapter and its tokens; upl-ckpt-v2: a checkpo
   REQUIRE(added["tokens"].size() == 2);
   CHECK(added["tokens"][0]["token"] == "merged");
   faults::converted({f.at("merged.pt"), f.at("tokens.safetensors"), "--to", "safetensors"});
+  const nlohmann::json beside{{"name", "merged"}, {"string_to_token/*", 265}};  // as in the web UI's own files
+  CHECK(report_of("inspect", {f.at("merged.pt")})["scalars"] == beside);
   const auto vectors = faults::tensors_of(f.at("tokens.safetensors"));
   REQUIRE(vectors.size() == 1);
   CHECK((vectors.begin()->second == faults::tensors_of(f.at("second.safetensors")).at("bundle_emb.cat.string_to_param.*")));

@@ -268,7 +268,8 @@ TEST_CASE("ONX-12: versions that are missing, zero, negative, unknown, given twi
 TEST_CASE("ONX-13: cycles, values used before they are defined, outputs with one name") {
   const auto nodes = [](std::vector<std::string> all) { return verdict(onnx_bytes({.nodes = std::move(all), .inputs = {onnx_value("x")}})); };
   CHECK(nodes({onnx_node({.name = "a", .inputs = {"z"}, .outputs = {"y"}}), onnx_node({.name = "b", .inputs = {"y"}, .outputs = {"z"}})}) ==
-        "FMT m.onnx: node 'a': the value 'z' is used before it is defined (found defined by node 'b')");
+        "FMT m.onnx: node 'a': the value 'z' is used before it is defined (found defined by node 'b'); sort the graph's nodes, each behind those whose outputs it "
+        "reads (onnxruntime.transformers.onnx_model's topological_sort does)");
   CHECK(nodes({onnx_node({.name = "a", .inputs = {"y"}, .outputs = {"y"}})}) ==
         "FMT m.onnx: node 'a': the value 'y' is used before it is defined (found defined by node 'a')");
   CHECK(nodes({onnx_node({.name = "a", .inputs = {"q"}, .outputs = {"y"}})}) ==
@@ -419,6 +420,10 @@ TEST_CASE("EXT-01, EXT-02, EXT-03, EXT-07: locations that leave the model's fold
   for (const std::string path : {"../../../etc/passwd", "a/../../x", "junk/../../s", "../mymodel_evil/x", "a/.."})
     CHECK(location(path) == refused(path, "it leaves its folder"));
   CHECK(location("./a//../..") == refused("./a//../..", "it has an empty part or '.'"));
+  for (const std::string path : {"./data", "././data"}) CHECK(location(path) == "accepted");
+  for (const std::string path : {"./", "./.", "./..", "./../data", ".//data", "././/etc/passwd", "./a/../../x", "a/./b", "data/.", "."})
+    CHECK(location(path) == refused(path, "it has an empty part or '.'"));
+  CHECK(location("./~/x") == refused("./~/x", "it is not relative to the model"));
   CHECK(location("/etc/passwd") == refused("/etc/passwd", "it is absolute"));
   CHECK(location("C:\\x") == refused("C:\\x", "it holds a control character or a backslash"));
   CHECK(location("\\\\h\\s") == refused("\\\\h\\s", "it holds a control character or a backslash"));
@@ -513,6 +518,7 @@ TEST_CASE("EXT-13: the model itself, folders and pipes as external files") {
   const external_model m;
   CHECK(m.verdict_on({{"location", "m.onnx"}}) ==
         "PTH DIR/m.onnx: the path 'm.onnx' is refused: it is the model itself; the model 'DIR/m.onnx' has tensor 'w' there (expected another file)");
+  CHECK(m.verdict_on({{"location", "./m.onnx"}}).find("it is the model itself") != std::string::npos);
   std::filesystem::create_directory(m.folder / "folder");
   CHECK(m.verdict_on({{"location", "folder"}}) ==
         "PTH DIR/folder: the path is no regular file; the model 'DIR/m.onnx' has tensor 'w' there (expected a regular file, found a folder)");

@@ -112,6 +112,11 @@ TEST_CASE("a nested dict with values beside it") {
                                                                                     {"none", nullptr}});
   CHECK_FALSE(ts::torch_layout::plan(tensors, {.scalars = {{"a", 1}}}));
   CHECK_FALSE(ts::torch_layout::plan(tensors, {.nested = "state_dict", .scalars = {{"a", ts::json_value::array{}}}}));
+  ts::json_value holds_array, holds_numbers;
+  holds_array.set("b", ts::json_value::array{});
+  holds_numbers.set("b", 265);
+  CHECK_FALSE(ts::torch_layout::plan(tensors, {.nested = "state_dict", .scalars = {{"a", holds_array}}}));
+  CHECK(ts::torch_layout::plan(tensors, {.nested = "state_dict", .scalars = {{"a", holds_numbers}}}));
 }
 
 TEST_CASE("the bytes do not depend on threads and tiles") {

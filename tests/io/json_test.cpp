@@ -45,6 +45,25 @@ TEST_CASE("JSON text is laid out as Python lays it out") {
   CHECK(ts::write_json(ts::json_value("a\xff"), 0) == "\"a\xEF\xBF\xBD\"");
 }
 
+TEST_CASE("JSON text is UTF-8 whatever the bytes of keys and strings; each wrong byte becomes U+FFFD") {
+  const std::string r = "\xEF\xBF\xBD";
+  const auto text = [](std::string_view bytes) { return ts::write_json(ts::json_value(bytes), 0); };
+  CHECK(text("model.\x80nnx_data") == "\"model." + r + "nnx_data\"");
+  CHECK(text("\xC0\x80|\xE0\x80\x80|\xED\xA0\x80") == "\"" + r + r + "|" + r + r + r + "|" + r + r + r + "\"");  // overlong, a surrogate
+  CHECK(text("\xF4\x90\x80\x80|\xF0\x9F\x98") == "\"" + r + r + r + r + "|" + r + r + r + "\"");               // too large, cut off
+  CHECK(text("\xC3\\\xC3\"\xC3\xA9") == "\"" + r + "\\\\" + r + "\\\"é\"");  // what follows a wrong byte is escaped as always
+  ts::json_value document;
+  document.set("k\xFF", ts::json_value::array{"\x80", "ok"});
+  for (const int indent : {0, 2}) {
+    const std::string written = ts::write_json(document, indent);
+    std::size_t bad = 0;
+    CHECK(ts::is_utf8(written, bad));
+    const auto again = ts::parse_json(written, "again");
+    REQUIRE(again);
+    CHECK(*again == *ts::parse_json("{\"k" + r + "\": [\"" + r + "\", \"ok\"]}", "wanted"));
+  }
+}
+
 TEST_CASE("numbers neither depend on the locale when read nor when written (ENV-01)") {
   const std::string before = std::setlocale(LC_ALL, nullptr);
   if (!std::setlocale(LC_ALL, "de_DE.UTF-8")) std::setlocale(LC_ALL, "C");  // the check is as good as the locales that are installed

@@ -346,7 +346,8 @@ class adapter_reader {
       if (!low_rank || underscored_prefix(module.name)) continue;
       ++factors;
       magnitudes += module.has("dora_scale");
-      const std::string_view path = dotted_path(module.name);
+      const std::string plain = plain_module(module.name);
+      const std::string_view path = dotted_path(plain);
       const std::optional<double> alpha = config.alpha_of(path);
       if (module.alpha && alpha && *module.alpha != *alpha)
         return refuse(errc::mismatch, "two configurations of the adapter give a module different scales", "module " + quoted(module.name),

@@ -366,8 +366,9 @@ class change_builder {
     const shape_type& shape = magnitude.shape();
     const std::size_t n = magnitude.info().elements();
     // PEFT always has one magnitude an output row ([out], convolutions [1, out, 1, 1]); LyCORIS says by the place of the 1 which axis it means.
+    // diffusers' converter to kohya's names keeps PEFT's shape: where it fits no input channels, it can only be meant for the rows.
     const bool peft = module_.entry("dora_scale")->name.find("lora_magnitude_vector") != std::string::npos;
-    const bool rows = n == all_.rows && (peft || shape.size() < 2 || shape[0] == all_.rows);
+    const bool rows = n == all_.rows && (peft || shape.size() < 2 || shape[0] == all_.rows || n != channels_);
     if (!rows && n != channels_) return misfit({"dora_scale"});
     return weight_change_ptr(std::make_shared<dora_change>(std::move(inner), magnitude, rows, positions_, how_.dora, how_.strength));
   }

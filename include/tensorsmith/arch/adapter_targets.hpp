@@ -17,6 +17,7 @@
 #include <vector>
 
 #include "tensorsmith/arch/names/unet.hpp"
+#include "tensorsmith/arch/recognize_adapter.hpp"
 #include "tensorsmith/tensor/package.hpp"
 
 TENSORSMITH_BEGIN_NAMESPACE
@@ -63,7 +64,7 @@ class adapter_targets {
   /// The layer of a module, or nothing. Accepts the names of modules as arch/adapter.hpp gives them.
   std::optional<adapter_target> find(std::string_view module) const {
     if (auto found = look_up(module)) return found;
-    return look_up(plain(module));
+    return look_up(detail::plain_module(module));
   }
 
   /// Why `module` has no layer. @pre find gives none
@@ -71,7 +72,7 @@ class adapter_targets {
     using kind = adapter_miss::kind;
     for (const auto& [head, network] : foreign_names)
       if (module.starts_with(head)) return {kind::unsupported, "it belongs to " + std::string(network) + ", which is not supported"};
-    const std::string dotted = plain(module);
+    const std::string dotted = detail::plain_module(module);
     const bool second = starts(module, dotted, {"lora_te2_", "lycoris_text_encoder_2_", "lycoris_te2_"}, "text_encoder_2.");
     const bool encoder = second || starts(module, dotted, {"lora_te_", "lora_te1_", "lycoris_text_", "lycoris_te1_"}, "text_encoder.") ||
                          dotted.starts_with("text_model.") || dotted.starts_with("encoder.layers.");
@@ -186,28 +187,6 @@ class adapter_targets {
     const auto at = std::lower_bound(names_.begin(), names_.end(), name, [](const row& r, std::string_view n) { return r.first < n; });
     if (at == names_.end() || at->first != name) return std::nullopt;
     return at->second;
-  }
-
-  /// A dotted name without wrappers and with the plain names of layers: `unet.unet.….attn1.processor.to_out` → `unet.….attn1.to_out.0`.
-  static std::string plain(std::string_view module) {
-    constexpr std::string_view wrapper = "base_model.model.";
-    constexpr std::string_view twice[] = {"unet.unet.", "text_encoder.text_encoder.", "text_encoder_2.text_encoder_2."};
-    if (module.starts_with(wrapper)) module.remove_prefix(wrapper.size());
-    for (const std::string_view doubled : twice)
-      while (module.starts_with(doubled)) module.remove_prefix(doubled.size() / 2);
-    std::string out(module);
-    for (std::string_view inside : {".base_model.model.", ".processor."}) {
-      if (const std::size_t at = out.find(inside); at != std::string::npos) out.erase(at, inside.size() - 1);
-    }
-    if (out.ends_with(".default")) out.resize(out.size() - 8);
-    const auto ends = [&](std::string_view tail) { return out.size() > tail.size() && std::string_view(out).ends_with(tail); };
-    const bool text = out.find("self_attn.") != std::string::npos;
-    constexpr std::pair<std::string_view, std::string_view> old_names[] = {
-        {".to_q", ".q_proj"}, {".to_k", ".k_proj"}, {".to_v", ".v_proj"}, {".to_out", ".out_proj"}};
-    for (const auto& [old, name] : old_names)
-      if (text && ends(old)) return out.replace(out.size() - old.size(), old.size(), name);
-    if (ends(".to_out")) out += ".0";
-    return out;
   }
 
   std::string family_;

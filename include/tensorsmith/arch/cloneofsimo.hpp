@@ -53,6 +53,22 @@ inline result<cloneofsimo_classes> cloneofsimo_unet_classes(std::span<const std:
   return out;
 }
 
+/// The class list of a part with these layers ("unet.down_blocks.…"), for the metadata of a file: the default set, or the extended one, which alone
+/// reaches into resnets. Of files that have no list, which are read as one of the two. Empty: no layers of the part.
+inline std::vector<std::string> cloneofsimo_class_list(std::string_view part, std::span<const std::string> modules) {
+  bool any = false, resnets = false;
+  for (const std::string& module : modules) {
+    if (!module.starts_with(part) || module.size() == part.size() || module[part.size()] != '.') continue;
+    any = true;
+    resnets = resnets || module.find(".resnets.") != std::string::npos;
+  }
+  if (!any) return {};
+  if (part == "text_encoder") return {"CLIPAttention"};
+  std::vector<std::string> out{"CrossAttention", "Attention", "GEGLU"};
+  if (resnets) out.push_back("ResnetBlock2D");
+  return out;
+}
+
 /// The UNet's layers in the order of their numbers. SD1 and SD2 have the same. The middle block comes last, attentions come before resnets.
 /// `feed_forward_between`: between the two attentions, as diffusers before 0.15 registered it; else behind them.
 inline std::vector<cloneofsimo_slot> cloneofsimo_unet_slots(const cloneofsimo_classes& classes, bool feed_forward_between) {

@@ -201,11 +201,15 @@ class piece_reader {
                   std::string(parameter));
   }
 
-  /// A stored number. @fails numeric, mismatch
+  /// A stored number. diffusers' convert_state_dict_to_kohya writes alpha as an integer. @fails numeric, mismatch
   result<double> number(std::string_view parameter) const {
     const tensor_ref tensor = layer_.find(parameter);
     if (tensor.info().elements() != 1)
       return refuse(errc::mismatch, "a parameter is no single number", "one element", std::string(parameter) + ' ' + to_string(tensor.shape()));
+    if (!is_floating(tensor.type())) {
+      TENSORSMITH_TRY(const std::vector<std::int64_t> whole, integers_of(tensor, run_));
+      return static_cast<double>(whole[0]);
+    }
     TENSORSMITH_TRY(const std::vector<double> value, doubles_of(tensor, run_));
     if (!std::isfinite(value[0]))
       return refuse(errc::numeric, std::string(parameter) + " is no finite number", "a finite number", std::to_string(value[0]));
@@ -365,34 +369,52 @@ class adapter_combiner {
       run_.warn(account.file,
                 std::to_string(account.unknown.size()) + " tensors of no known algorithm are left out, the first is " + quoted(account.unknown[0]));
     }
+    std::map<adapter_place, std::string> seen;
     for (const adapter_layer& layer : request.source.modules) {
       merged_module& module = account.modules.emplace_back();
       module.name = layer.name;
       const adapter_place place = places_.find(layer.name);
-      module.component = place.component, module.target = place.path;
-      TENSORSMITH_TRY(combine_piece piece, piece_reader(layer, place, account.file, request.how, run_).read());
-      piece.source = index, piece.account = account.modules.size() - 1;
-      piece.strength = place.component.starts_with("text_encoder") ? request.text_encoder : request.unet;
-      if (place.component == "unet" && place.known && request.block_weight) piece.strength *= request.block_weight(place.path);
-      if (options_.mode == combine_mode::ljl) piece.strength = 1;
-      module.strength = piece.strength;
-      module.algorithm = algorithm_of(piece);
-      std::vector<combine_piece>& group = groups_[place];
-      if (!group.empty() && group.back().source == index)
+      module.component = place.component, module.target = place.path, module.strength = strength_at(place, request);
+      const auto [before, fresh] = seen.emplace(place, layer.name);
+      if (!fresh)
         return failure{.code = errc::mismatch,
                        .what = "two modules of one adapter change the same layer",
                        .file = account.file,
                        .place = "module " + quoted(layer.name),
                        .expected = "one module a layer",
-                       .found = "also " + quoted(group.back().layer->name)};
+                       .found = "also " + quoted(before->second)};
+      std::vector<combine_piece>& group = groups_[place];
+      if (module.strength == 0 && sums_changes()) {  // not looked at, so that its algorithm may be one that cannot be combined
+        module.algorithm = algorithm_by_names(layer), module.reason = "strength 0", module.outcome = module_outcome::ignored;
+        ++account.ignored;
+        continue;
+      }
+      TENSORSMITH_TRY(combine_piece piece, piece_reader(layer, place, account.file, request.how, run_).read());
+      piece.source = index, piece.account = account.modules.size() - 1, piece.strength = module.strength;
+      module.algorithm = algorithm_of(piece);
       if (piece.strength == 0) module.reason = "strength 0";
-      else if (piece.scale == 0) module.reason = "alpha is 0: no effect";
+      else if (piece.scale == 0 && !layer.has("diff_b")) module.reason = "alpha is 0: no effect";  // a bias has no alpha
+      module.outcome = module.reason.empty() ? module_outcome::applied : module_outcome::ignored;
       ++(module.reason.empty() ? account.applied : account.ignored);
       group.push_back(std::move(piece));
     }
     return {};
   }
 
+  /// Whether the result is a sum of changes, to which strength 0 adds nothing. lpl and kohya add factors, ljl knows no strength.
+  bool sums_changes() const noexcept { return options_.mode == combine_mode::concat || options_.mode == combine_mode::svd; }
+
+  double strength_at(const adapter_place& place, const adapter_request& request) const {
+    if (options_.mode == combine_mode::ljl) return 1;
+    const double own = place.component.starts_with("text_encoder") ? request.text_encoder : request.unet;
+    return place.component == "unet" && place.known && request.block_weight ? own * request.block_weight(place.path) : own;
+  }
+
+  static std::string algorithm_by_names(const adapter_layer& layer) {
+    adapter_module out;
+    for (const auto& [name, entry] : layer.parameters) out.add(adapter_bit(name), entry->tensor.shape());
+    return out.algorithm();
+  }
   static std::string algorithm_of(const combine_piece& piece) {
     switch (piece.what) {
       case kind::low_rank: return piece.mid() ? "LoCon (Tucker)" : piece.shape.kernel() > 1 ? "LoCon" : "LoRA";
@@ -443,11 +465,12 @@ class adapter_combiner {
     if (options_.mode == combine_mode::ljl) TENSORSMITH_CHECK(check_all_have(all));
     std::vector<combine_piece> pieces;
     for (combine_piece& piece : all)
-      if (piece.strength != 0 && piece.scale != 0) pieces.push_back(piece);
+      if (piece.strength != 0) pieces.push_back(piece);
     if (pieces.empty()) return {};
     TENSORSMITH_CHECK(sum(name, "diff_b", pieces));
     TENSORSMITH_CHECK(sum(name, "b_norm", pieces));
-    std::erase_if(pieces, [](const combine_piece& piece) { return piece.what == kind::bias; });
+    // Only now those of scale 0: a bias has no alpha.
+    std::erase_if(pieces, [](const combine_piece& piece) { return piece.what == kind::bias || piece.scale == 0; });
     if (pieces.empty()) return {};
     const kind what = pieces[0].what;
     const bool alike = std::all_of(pieces.begin(), pieces.end(), [&](const combine_piece& piece) { return piece.what == what; });
@@ -705,6 +728,10 @@ class adapter_combiner {
     for (const combined_layer& layer : out_.layers)
       if (layer.rank != 0) out.ranks.insert(layer.rank), out.alphas.insert(layer.alpha);
     if (numbered_) {
+      std::vector<std::string> modules;
+      for (const combine_source& source : sources_)
+        for (const adapter_layer& layer : source.request.source.modules) modules.push_back(layer.name);
+      out.classes = {{"unet", cloneofsimo_class_list("unet", modules)}, {"text_encoder", cloneofsimo_class_list("text_encoder", modules)}};
       for (const catalog_entry& entry : out_.tensors.entries())
         if (cloneofsimo_part(entry.name).empty()) out.tokens.push_back(entry.name);
         else if (entry.name.ends_with(":down"))

@@ -37,6 +37,8 @@ struct combination_facts {
   bool numbered = false;       ///< cloneofsimo's names
   std::vector<std::pair<std::string, std::size_t>> numbers{};  ///< "unet:3" and its rank
   std::vector<std::string> tokens{};
+  /// "unet" and the classes whose layers its numbers count; none: the part has no numbers
+  std::vector<std::pair<std::string, std::vector<std::string>>> classes{};
 };
 
 namespace detail {
@@ -76,7 +78,7 @@ inline constexpr std::string_view lasting_keys[] = {"ss_base_model_version",
 /// ss_network_dim and ss_network_alpha ("Dynamic" if modules differ), ss_network_args (conv_dim, conv_alpha) where the convolutions got a rank of
 /// their own, modelspec.merged_from (titles or file names), tensorsmith.mode and tensorsmith.sources (JSON: file name and strengths). Dropped:
 /// everything about one training, and hashes of what is no longer there. With cloneofsimo's names: its class lists (those of the last file that has
-/// them, as its tool does) and ranks.
+/// them, as its tool does; its loader takes no file without them, so where no source has any, the classes that were counted) and ranks.
 inline text_pairs combined_metadata(const combination_facts& facts) {
   std::map<std::string, std::string> out;
   for (const std::string_view key : detail::lasting_keys) {
@@ -108,6 +110,8 @@ inline text_pairs combined_metadata(const combination_facts& facts) {
     for (const auto& source : facts.sources)
       for (const std::string_view key : {"unet", "text_encoder"})
         if (const std::string* own = detail::text_of(source.metadata, key)) out[std::string(key)] = *own;
+    for (const auto& [part, names] : facts.classes)
+      if (!names.empty()) out.try_emplace(part, write_json(json_value(json_value::array(names.begin(), names.end())), 0));
     for (const auto& [name, rank] : facts.numbers) out[name + ":rank"] = std::to_string(rank);
     for (const std::string& token : facts.tokens) out[token] = "<embed>";
   } else {

@@ -139,6 +139,12 @@ class adapter_merger {
         continue;
       }
       const component& part = model_.components[target->component];
+      if (!part.weights.contains(target->module + ".weight")) {  // a layer of which only the bias is known: a graph's weight without a name
+        module.reason = "the model has no weight " + quoted(part.name + '.' + target->module + ".weight");
+        module.outcome = module_outcome::not_found;
+        ++out.not_found;
+        continue;
+      }
       module.component = part.name, module.target = target->module;
       const auto [before, fresh] = seen.emplace(std::pair(target->component, target->module), layer.name);
       if (!fresh)
@@ -171,12 +177,8 @@ class adapter_merger {
     how.strength = part.name == "unet" ? request.unet : request.text_encoder;
     if (part.name == "unet" && request.block_weight) how.strength *= request.block_weight(target.module);
     module.strength = how.strength;
-    const catalog_entry* const weight = part.weights.find(target.module + ".weight");
-    if (!weight) {
-      module.reason = "the layer has no weight";
-      return {};
-    }
-    TENSORSMITH_TRY(module_changes changes, make_changes(layer, request.source.file, weight->tensor.info(), how, run_));
+    const tensor_info& weight = part.weights.find(target.module + ".weight")->tensor.info();
+    TENSORSMITH_TRY(module_changes changes, make_changes(layer, request.source.file, weight, how, run_));
     module.algorithm = changes.algorithm;
     module.remarks = std::move(changes.remarks);
     if (how.strength == 0) {

@@ -172,6 +172,16 @@ class embedding_merger {
       if (known) tokenizers_.push_back(std::move(*known));
     }
     account_.has_tokenizer = !tokenizers_.empty();
+    TENSORSMITH_TRY(told_, tokens_of_metadata(model_.metadata, model_.source, run_.limits));
+    return {};
+  }
+
+  /// Where a token is known already; empty: nowhere.
+  std::string known_place(const std::string& token) const {
+    for (const tokenizer_vocabulary& known : tokenizers_)
+      if (const auto id = known.find(token)) return known.folder + " has it with the id " + std::to_string(*id);
+    for (const token_row& row : told_)  // a single file that was given embeddings before
+      if (row.token == token) return "the file's metadata has it with the id " + std::to_string(row.id);
     return {};
   }
 
@@ -305,10 +315,7 @@ class embedding_merger {
   result<bool> contribute(const embedding_request& request, const std::string& token, std::size_t which, std::size_t count,
                           const std::vector<loaded>& vectors) {
     TENSORSMITH_CHECK(check_token(token, request.source.file));
-    for (const tokenizer_vocabulary& known : tokenizers_) {
-      const auto id = known.find(token);
-      if (!id) continue;
-      const std::string where = known.folder + " has it with the id " + std::to_string(*id);
+    if (const std::string where = known_place(token); !where.empty()) {
       if (options_.rule != token_rule::onnx_web)
         return refuse(errc::mismatch, request, "the token " + quoted(token) + " is in the vocabulary already", "a new token", where,
                       "name another one, such as " + quoted("<" + token + ">"));
@@ -459,6 +466,7 @@ class embedding_merger {
   job& run_;
   std::vector<encoder> encoders_;
   std::vector<tokenizer_vocabulary> tokenizers_;
+  std::vector<token_row> told_;  // by the metadata of a single file
   std::vector<pending_row> rows_;
   std::map<std::string, std::size_t> row_of_;
   std::vector<std::string> triggers_;

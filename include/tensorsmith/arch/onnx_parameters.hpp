@@ -49,6 +49,8 @@ struct onnx_parameters {
   std::vector<std::size_t> unnamed;            ///< floating initializers with several elements that are no parameter as far as can be told
   std::vector<std::size_t> owners;             ///< for each initializer: how many parameters it holds
   std::vector<std::size_t> other_readers;      ///< for each initializer: inputs that read it otherwise
+  std::vector<std::size_t> nested_readers;     ///< for each initializer: of those, inputs in the graphs inside nodes (branches, loops)
+  std::vector<std::size_t> ambiguous;          ///< initializers of matrices that several nodes read which do not tell their modules
 
   const onnx_parameter* find(std::string_view name) const noexcept {
     const auto at = std::lower_bound(parameters.begin(), parameters.end(), name, [](const onnx_parameter& p, std::string_view n) { return p.name < n; });
@@ -74,10 +76,18 @@ inline bool is_parameter_name(std::string_view name) noexcept {
   return (name.ends_with(".weight") || name.ends_with(".bias")) && name.find_first_of(":/") == std::string_view::npos;
 }
 
+/// "MatMul", "Conv_3", …: what a node is called within its module, and no module.
+inline bool is_operator_name(std::string_view part) noexcept {
+  if (const std::size_t bar = part.rfind('_'); bar != part.npos && part.find_first_not_of("0123456789", bar + 1) == part.npos) part = part.substr(0, bar);
+  return part == "MatMul" || part == "Gemm" || part == "Conv" || part == "Add";
+}
+
 /// The path of the module that a node belongs to: "/down_blocks.0/resnets.0/conv1/Conv" → "down_blocks.0.resnets.0.conv1"; empty: it tells none.
+/// ONNX Runtime appends the name of an optimisation to that of a node: "/mid_block/proj/MatMul/MatMulAddFusion".
 inline std::string module_of_node(std::string_view name) {
-  const std::size_t last = name.rfind('/');
-  if (name.empty() || name[0] != '/' || last == 0) return {};
+  std::size_t last = name.rfind('/');
+  while (last != name.npos && last > 0 && is_operator_name(name.substr(0, last).substr(name.substr(0, last).rfind('/') + 1))) last = name.rfind('/', last - 1);
+  if (name.empty() || name[0] != '/' || last == 0 || last == name.npos) return {};
   std::string out(name.substr(1, last - 1));
   std::replace(out.begin(), out.end(), '/', '.');
   return out;
@@ -96,10 +106,14 @@ class parameter_finder {
     }
     out_.owners.assign(model_.initializers.size(), 0);
     out_.other_readers.assign(model_.initializers.size(), 0);
+    out_.nested_readers.assign(model_.initializers.size(), 0);
     for (std::size_t n = 0; n < model_.nodes.size(); ++n) note_layer(model_.nodes[n]);
     for (std::size_t n = 0; n < model_.nodes.size(); ++n) TENSORSMITH_CHECK(visit(n));
     for (const auto& [node, name] : model_.nested_inputs)
-      if (const auto at = values_.find(model_.name(name)); at != values_.end()) ++out_.other_readers[at->second.initializer];
+      if (const auto at = values_.find(model_.name(name)); at != values_.end()) {
+        ++out_.other_readers[at->second.initializer];
+        ++out_.nested_readers[at->second.initializer];
+      }
     for (const onnx_value_info& output : model_.outputs)
       if (const auto at = values_.find(output.name); at != values_.end()) ++out_.other_readers[at->second.initializer];
     choose_names();
@@ -200,8 +214,14 @@ class parameter_finder {
   /// called as their nodes say.
   void choose_names() {
     std::map<std::pair<std::size_t, std::string_view>, std::set<std::string_view>> modules;
-    for (const use& u : uses_)
-      if (u.what != role::none && !u.module.empty()) modules[{u.from.initializer, u.from.name}].insert(u.module);
+    std::map<std::size_t, std::set<std::size_t>> untold;  // nodes without a module that read a matrix
+    for (const use& u : uses_) {
+      if (u.what == role::none) continue;
+      if (!u.module.empty()) modules[{u.from.initializer, u.from.name}].insert(u.module);
+      else if (u.what == role::as_stored || u.what == role::turned) untold[u.from.initializer].insert(u.reader.node);
+    }
+    for (const auto& [initializer, nodes] : untold)
+      if (nodes.size() > 1) out_.ambiguous.push_back(initializer);
     for (use& u : uses_) {
       if (u.what == role::none) continue;
       const std::string own = u.from.name.empty() ? std::string() : plain_parameter(u.from.name, text_);
@@ -216,7 +236,22 @@ class parameter_finder {
     }
   }
 
-  /// One parameter for each name; a name with initializers of different shapes is none.
+  /// True if two initializers hold the same elements in the same order. @fails io
+  result<bool> equal(const onnx_initializer& a, const onnx_initializer& b) const {
+    const auto x = a.tensor.source->stored(), y = b.tensor.source->stored();
+    if (!x || !y || a.type != b.type || a.shape != b.shape || x->length != y->length) return false;
+    std::vector<std::byte> first(std::min<std::uint64_t>(x->length, std::size_t{1} << 16)), second(first.size());
+    for (std::uint64_t at = 0; at < x->length; at += first.size()) {
+      const auto n = static_cast<std::size_t>(std::min<std::uint64_t>(first.size(), x->length - at));
+      TENSORSMITH_CHECK(x->source->read_at(x->offset + at, std::span(first).first(n)));
+      TENSORSMITH_CHECK(y->source->read_at(y->offset + at, std::span(second).first(n)));
+      if (!std::equal(first.begin(), first.begin() + static_cast<std::ptrdiff_t>(n), second.begin())) return false;
+    }
+    return true;
+  }
+
+  /// One parameter for each name; a name with initializers of different shapes or, lying the same way, of different elements is none: several
+  /// layers under the name of the module around them.
   result<void> collect() {
     std::map<std::string_view, onnx_parameter> found;
     std::set<std::string_view> contradictory;
@@ -231,7 +266,12 @@ class parameter_finder {
         TENSORSMITH_TRY(seen, reshaped(seen, {stored.tensor.info().elements()}));
       }
       onnx_parameter& parameter = found[u.name];
-      if (parameter.tensor && parameter.tensor.shape() != seen.shape()) {
+      bool fits = !parameter.tensor || parameter.tensor.shape() == seen.shape();
+      for (const onnx_parameter_use& other : parameter.uses) {
+        if (!fits || other.initializer == u.from.initializer || other.transposed != turned) continue;
+        TENSORSMITH_TRY(fits, equal(model_.initializers[other.initializer], stored));
+      }
+      if (!fits) {
         contradictory.insert(u.name);
         continue;
       }

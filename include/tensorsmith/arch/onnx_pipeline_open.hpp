@@ -187,6 +187,10 @@ class onnx_pipeline_opening {
       if (names.size() < 400) names += (names.empty() ? "" : ", ") + quoted(t.name) + " " + to_string(t.shape);
       else if (!names.ends_with("…")) names += ", …";
     }
+    std::string shared;
+    for (const std::size_t i : found.parameters.ambiguous) shared += (shared.empty() ? "" : ", ") + quoted(found.graph.initializers[i].name);
+    if (!shared.empty())
+      run_.warn(found.name, "matrices that several nodes read which do not tell their layers are taken for one parameter each: " + shared.substr(0, 400));
     if (names.empty()) return;
     if (matrices > 0) run_.warn(found.name, "floating-point initializers that cannot be matched with parameters stay as they are: " + names);
     else run_.info(found.name, "floating-point initializers that are no parameters: " + names);

@@ -117,6 +117,9 @@ class onnx_component_update {
       out_.tensors.push_back({use.initializer, stored, !larger});
       return old.name;
     }
+    if (graph_.parameters.nested_readers[use.initializer] > 0)
+      return refuse(errc::unsupported, "the parameter is read inside a branch or a loop of the graph, too", p.name, "readers in the main graph alone",
+                    quoted(old.name), "export the model again without control flow");
     for (const onnx_reader& reader : use.readers)
       for (const onnx_parameter& other : graph_.parameters.parameters)
         for (const onnx_parameter_use& u : other.uses)
@@ -192,8 +195,10 @@ class onnx_pipeline_writer {
     for (const std::string& name : builder.repeated()) repeated_.insert(join_path(graph.name, name));
     if (graph.network != "unet" && (builder.grew() || options_.repair_pooling)) {
       TENSORSMITH_TRY(const std::int64_t eos, end_of_text(model_, *after, run_));
-      TENSORSMITH_TRY(const std::size_t repaired, repair_pooling(graph.graph, eos, update));
-      if (repaired > 0) run_.info(graph.name, "its pooled output is taken at the first token " + std::to_string(eos) + " from now on, and not at the largest id");
+      TENSORSMITH_TRY(const pooling_repairs pooling, repair_pooling(graph.graph, eos, update));
+      for (const std::string& node : pooling.not_understood)
+        run_.warn(graph.name, "the node " + quoted(node) + " may take the pooled output at the largest id, which an added token would be; it was left as it is");
+      if (pooling.repaired > 0) run_.info(graph.name, "its pooled output is taken at the first token " + std::to_string(eos) + " from now on, and not at the largest id");
     }
     const bool changes = !update.empty();
     TENSORSMITH_TRY(std::vector<planned_file> files, plan_onnx_update(graph.graph, update));

@@ -170,8 +170,10 @@ class peft_config_reader {
       const auto read = as_number(entry);
       if (!read) return wrong(std::string(key) + '.' + text, entry, "a number");
       TENSORSMITH_CHECK(finite(std::string(key) + '.' + text, *read));
-      TENSORSMITH_TRY(module_pattern pattern, module_pattern::parse(text, file_));
-      out.emplace_back(std::move(pattern), *read);
+      auto pattern = module_pattern::parse(text, file_);
+      if (!pattern && key == "rank_pattern") continue;  // ranks come from shapes: all that is lost is a remark
+      if (!pattern) return std::move(pattern).error();
+      out.emplace_back(std::move(*pattern), *read);
     }
     return {};
   }
@@ -208,7 +210,7 @@ class peft_config_reader {
 }  // namespace detail
 
 /// Reads a LoraConfig. `where`: what stands before its keys, for messages ("unet."). Keys that do not change the meaning of the tensors are not
-/// looked at. @fails malformed (types), numeric (NaN, infinity), unsupported (other kinds than LoRA, transposed weights, patterns that are
+/// looked at. @fails malformed (types), numeric (NaN, infinity), unsupported (other kinds than LoRA, transposed weights, patterns of alpha that are
 /// not understood, initialisations that change the base's weights, extensions of LoRA)
 inline result<peft_config> read_peft_config(const json_value& members, const std::string& file, std::string_view where = {}) {
   return detail::peft_config_reader(members, file, where).read();

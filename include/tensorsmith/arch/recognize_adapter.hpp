@@ -211,6 +211,28 @@ inline std::string_view dotted_part(std::string_view module) noexcept {
   return text ? "text_encoder" : "unet";
 }
 
+/// A dotted name without wrappers and with the plain names of layers: `unet.unet.….attn1.processor.to_out` → `unet.….attn1.to_out.0`.
+inline std::string plain_module(std::string_view module) {
+  constexpr std::string_view wrapper = "base_model.model.";
+  constexpr std::string_view twice[] = {"unet.unet.", "text_encoder.text_encoder.", "text_encoder_2.text_encoder_2."};
+  if (module.starts_with(wrapper)) module.remove_prefix(wrapper.size());
+  for (const std::string_view doubled : twice)
+    while (module.starts_with(doubled)) module.remove_prefix(doubled.size() / 2);
+  std::string out(module);
+  for (std::string_view inside : {".base_model.model.", ".processor."}) {
+    if (const std::size_t at = out.find(inside); at != std::string::npos) out.erase(at, inside.size() - 1);
+  }
+  if (out.ends_with(".default")) out.resize(out.size() - 8);
+  const auto ends = [&](std::string_view tail) { return out.size() > tail.size() && std::string_view(out).ends_with(tail); };
+  const bool text = out.find("self_attn.") != std::string::npos;
+  constexpr std::pair<std::string_view, std::string_view> old_names[] = {
+      {".to_q", ".q_proj"}, {".to_k", ".k_proj"}, {".to_v", ".v_proj"}, {".to_out", ".out_proj"}};
+  for (const auto& [old, name] : old_names)
+    if (text && ends(old)) return out.replace(out.size() - old.size(), old.size(), name);
+  if (ends(".to_out")) out += ".0";
+  return out;
+}
+
 /// What the tensors of one module tell.
 struct adapter_module {
   std::uint64_t parameters = 0;

@@ -29,7 +29,7 @@ void append_integers(const std::vector<std::byte>& bytes, std::vector<std::int64
 
 }  // namespace detail
 
-/// All of a planned tensor as integers. @fails unsupported (element types that are no integers), and as its source
+/// All of a planned tensor as integers; true is 1. @fails unsupported (element types that are no integers), and as its source
 inline result<std::vector<std::int64_t>> integers_of(const tensor_ref& tensor, const job& run) {
   TENSORSMITH_TRY(const std::vector<std::byte> bytes, materialize(tensor, run));
   std::vector<std::int64_t> out;
@@ -41,9 +41,10 @@ inline result<std::vector<std::int64_t>> integers_of(const tensor_ref& tensor, c
     case dtype::i8: detail::append_integers<std::int8_t>(bytes, out); break;
     case dtype::u32: detail::append_integers<std::uint32_t>(bytes, out); break;
     case dtype::u16: detail::append_integers<std::uint16_t>(bytes, out); break;
-    case dtype::u8: detail::append_integers<std::uint8_t>(bytes, out); break;
+    case dtype::u8:
+    case dtype::boolean: detail::append_integers<std::uint8_t>(bytes, out); break;
     default:
-      return failure{.code = errc::unsupported, .what = "positions in an adapter are of a type that is no integer",
+      return failure{.code = errc::unsupported, .what = "a whole number of an adapter is of another type",
                      .place = "tensor " + quoted(tensor.info().name), .expected = "an integer type", .found = std::string(name_of(tensor.type()))};
   }
   return out;

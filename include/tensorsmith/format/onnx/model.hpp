@@ -50,7 +50,7 @@ struct onnx_initializer {
 
 /// A file beside the model that holds elements.
 struct onnx_external_file {
-  std::string location;  ///< as the model names it
+  std::string location;  ///< as the model names it, without "./" in front
   std::shared_ptr<const byte_source> source;
 };
 

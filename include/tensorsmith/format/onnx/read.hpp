@@ -403,8 +403,11 @@ class onnx_walk {
         const auto at = std::lower_bound(all.begin(), all.end(), wanted, [&](const definition& d, std::string_view w) { return name(d) < w; });
         const bool known = at != all.end() && name(*at) == wanted;
         if (known && at->first < n + 2) continue;
-        return refuse("the value " + quoted(wanted) + " is used before it is defined", "node " + quoted(model_.name_of(model_.nodes[n])), {},
-                      known ? "defined by node " + node_of(*at) : "no definition");
+        failure error = refuse("the value " + quoted(wanted) + " is used before it is defined", "node " + quoted(model_.name_of(model_.nodes[n])), {},
+                               known ? "defined by node " + node_of(*at) : "no definition");
+        if (known && at->first != n + 2)  // what onnxruntime's float16 converter writes
+          error.advice = "sort the graph's nodes, each behind those whose outputs it reads (onnxruntime.transformers.onnx_model's topological_sort does)";
+        return error;
       }
     return {};
   }

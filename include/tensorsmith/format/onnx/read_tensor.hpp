@@ -359,12 +359,19 @@ class tensor_proto_reader {
     return {};
   }
 
-  result<std::size_t> file_of(const std::string& location) {
+  /// The external file of a location. Some exporters write "./data" for "data", and runtimes load it: the plain form is what counts from
+  /// here on, so that one file has one name.
+  result<std::size_t> file_of(const std::string& written) {
+    std::string location = written;
+    while (location.starts_with("./")) location.erase(0, 2);
     if (const auto known = files_.find(location); known != files_.end()) return known->second;
-    TENSORSMITH_CHECK(check_relative_path(location, wire_.file().name(), where_));
+    if (const auto plain = check_relative_path(location, wire_.file().name(), where_); !plain) {
+      const auto whole = check_relative_path(written, wire_.file().name(), where_);  // the message shows what the model has
+      return whole ? plain.error() : whole.error();
+    }
     if (location[0] == '~' || (location.size() > 1 && location[1] == ':'))
-      return failure{.code = errc::path, .what = "the path " + quoted(location) + " is refused: it is not relative to the model", .file = wire_.file().name(),
-                     .place = where_, .expected = "a path below the folder"};
+      return failure{.code = errc::path, .what = "the path " + quoted(written) + " is refused: it is not relative to the model",
+                     .file = wire_.file().name(), .place = where_, .expected = "a path below the folder"};
     auto opened = open_(location);
     if (!opened) {
       failure error = std::move(opened).error();

@@ -156,6 +156,7 @@ class onnx_update_plan {
     TENSORSMITH_CHECK(lay_out_external());
     for (std::size_t i = 0; i < model_.initializers.size(); ++i) TENSORSMITH_CHECK(edit_initializer(i));
     TENSORSMITH_CHECK(edit_nodes());
+    TENSORSMITH_CHECK(edit_declarations());
     TENSORSMITH_CHECK(add_initializers());
     TENSORSMITH_CHECK(assemble());
     return std::move(files_);
@@ -167,6 +168,7 @@ class onnx_update_plan {
     std::uint64_t offset = 0;
   };
   static constexpr std::uint64_t alignment = 4096;
+  static constexpr std::int64_t first_ir_of_plain_initializers = 4;  // before, every initializer had to be an input of the graph too
   static std::uint64_t rounded(std::uint64_t n) noexcept { return (n + alignment - 1) / alignment * alignment; }
 
   failure refuse(errc code, std::string what, const std::string& tensor) const {
@@ -298,13 +300,18 @@ class onnx_update_plan {
 
   // --- the model file ---
 
+  /// True if an initializer keeps the element type and the shape that it is declared with.
+  static bool keeps_head(const onnx_initializer& old, const onnx_update::replaced_tensor& now) {
+    return now.tensor.type() == old.type && (now.keep_shape || now.tensor.shape() == old.shape);
+  }
+
   result<void> edit_initializer(std::size_t index) {
     const onnx_initializer& old = model_.initializers[index];
     const auto at = replaced_.find(index);
     const auto moved = places_.find(index);
     if (at == replaced_.end() && moved == places_.end()) return {};
     const tensor_ref* const tensor = at == replaced_.end() ? nullptr : &at->second->tensor;
-    const bool same = !tensor || (tensor->type() == old.type && (at->second->keep_shape || tensor->shape() == old.shape));
+    const bool same = !tensor || keeps_head(old, *at->second);
     if (same && moved == places_.end() && old.payload == onnx_payload::external) return {};
     if (same && moved == places_.end() && old.payload == onnx_payload::raw) {
       edits_.push_back({{old.offset, old.offset + old.length}, {model_part{.tensor = *tensor, .name = old.name}}});
@@ -335,12 +342,29 @@ class onnx_update_plan {
     return external_entry("location", to.location) + external_entry("offset", std::to_string(to.offset)) +
            external_entry("length", std::to_string(length)) + number_field(14, 1);
   }
-  result<std::string> type_and_shape(dtype type, const shape_type& shape, const std::string& name) const {
+  /// The field that holds an element type: of a TensorProto (2) or of a TypeProto.Tensor (1).
+  result<std::string> type_field(std::uint32_t field, dtype type, const std::string& name) const {
     const auto code = element_code(type);
     if (!code) return refuse(errc::unsupported, "ONNX has no element type " + std::string(tensorsmith::v0::name_of(type)), name);
+    return number_field(field, static_cast<std::uint64_t>(*code));
+  }
+  result<std::string> type_and_shape(dtype type, const shape_type& shape, const std::string& name) const {
+    TENSORSMITH_TRY(const std::string code, type_field(2, type, name));
     std::string out;
     for (const std::size_t extent : shape) out += number_field(1, extent);
-    return out + number_field(2, static_cast<std::uint64_t>(*code));
+    return out + code;
+  }
+  /// A ValueInfoProto's name and type, without its other fields. `of_type`: further fields of the TypeProto.
+  result<std::string> declaration(dtype type, const shape_type& shape, const std::string& name, std::string_view of_type = {}) const {
+    TENSORSMITH_TRY(const std::string code, type_field(1, type, name));
+    std::string dims;
+    for (const std::size_t extent : shape) dims += bytes_field(1, number_field(1, extent));
+    return bytes_field(1, name) + bytes_field(2, bytes_field(1, code + bytes_field(2, dims)) + std::string(of_type));
+  }
+  result<std::string> verbatim(const wire_field& f) {
+    std::string bytes(static_cast<std::size_t>(f.end - f.begin), '\0');
+    TENSORSMITH_CHECK(wire_.read(f.begin, std::as_writable_bytes(std::span(bytes))));
+    return bytes;
   }
 
   /// The fields of a TensorProto that stay: all but the payload and its place, less shape and type if those change.
@@ -354,8 +378,7 @@ class onnx_update_plan {
         TENSORSMITH_TRY(const bool keep, keep_entry(f, replaced));
         if (!keep) continue;
       }
-      std::string bytes(static_cast<std::size_t>(f.end - f.begin), '\0');
-      TENSORSMITH_CHECK(wire_.read(f.begin, std::as_writable_bytes(std::span(bytes))));
+      TENSORSMITH_TRY(const std::string bytes, verbatim(f));
       out += bytes;
     }
     return out;
@@ -400,6 +423,86 @@ class onnx_update_plan {
     return {};
   }
 
+  // --- what the graph says of values ---
+
+  /// Finds the values whose declared shape would be wrong from now on: initializers that get another one, and what nodes make of them that
+  /// pass a value on. What other nodes compute keeps its shape, or the graph would not fit together any more.
+  void find_redeclared() {
+    for (const auto& [index, now] : replaced_)
+      if (!keeps_head(model_.initializers[index], *now)) redeclared_.emplace(model_.initializers[index].name, &now->tensor);
+    for (const onnx_update::added_tensor& added : update_.additions)
+      if (added.shape != model_.initializers[added.like].shape) redeclared_.emplace(added.name, nullptr);
+    if (redeclared_.empty()) return;
+    std::map<std::size_t, std::string_view> first_inputs;  // that change
+    for (const onnx_update::changed_input& c : update_.inputs)
+      if (c.input == 0) first_inputs[c.node] = c.name;
+    for (std::size_t n = 0; n < model_.nodes.size(); ++n) {  // a value is defined before it is used: one pass finds all
+      const onnx_node& node = model_.nodes[n];
+      if (node.inputs == 0 || !(model_.is(node, "Identity") || model_.is(node, "Cast") || model_.is(node, "Transpose"))) continue;
+      const auto changed = first_inputs.find(n);
+      if (redeclared_.count(changed == first_inputs.end() ? model_.input_of(node, 0) : changed->second) == 0) continue;
+      for (std::size_t i = 0; i < node.outputs; ++i)
+        if (!model_.output_of(node, i).empty()) redeclared_.emplace(model_.output_of(node, i), nullptr);
+    }
+  }
+
+  /// Older models, and those of some exporters, declare every initializer as an input of the graph, and models may declare any value in
+  /// value_info. Runtimes refuse a model where that contradicts the initializer. An input gets the new shape; an entry of value_info goes:
+  /// shape inference finds again what it said.
+  result<void> edit_declarations() {
+    find_redeclared();
+    if (redeclared_.empty()) return {};
+    for (const onnx_range& body : model_.graph_bodies)
+      for (std::uint64_t at = body.begin; at < body.end;) {
+        TENSORSMITH_TRY(const wire_field f, wire_.next(at, body.end));
+        if ((f.number != 11 && f.number != 13) || f.type != wire_type::bytes) continue;
+        TENSORSMITH_TRY(const std::string name, redeclared_name(f));
+        const auto found = redeclared_.find(name);
+        if (found == redeclared_.end() || (f.number == 11 && !found->second)) continue;
+        model_edit edit{{f.begin, f.end}, {}};
+        if (f.number == 11) {
+          TENSORSMITH_TRY(const std::string anew, declared_anew(f, name, *found->second));
+          edit.parts.push_back({.text = bytes_field(11, anew)});
+        }
+        edits_.push_back(std::move(edit));
+      }
+    return {};
+  }
+  /// The name in a ValueInfoProto, or nothing where it is longer than any that is looked for.
+  result<std::string> redeclared_name(const wire_field& f) {
+    std::uint64_t longest = 0;
+    for (const auto& [name, tensor] : redeclared_) longest = std::max<std::uint64_t>(longest, name.size());
+    std::string out;
+    for (std::uint64_t at = f.value; at < f.end;) {
+      TENSORSMITH_TRY(const wire_field part, wire_.next(at, f.end));
+      if (part.number != 1 || part.type != wire_type::bytes) continue;
+      out.clear();
+      if (part.length() > longest) continue;
+      TENSORSMITH_TRY(out, wire_.text(part, longest, "the name of a value"));
+    }
+    return out;
+  }
+  /// The ValueInfoProto `f` with the type and shape of a tensor. Its documentation and what is unknown stay.
+  result<std::string> declared_anew(const wire_field& f, const std::string& name, const tensor_ref& tensor) {
+    std::string others, denotation;
+    for (std::uint64_t at = f.value; at < f.end;) {
+      TENSORSMITH_TRY(const wire_field part, wire_.next(at, f.end));
+      if (part.number == 1) continue;
+      if (part.number != 2 || part.type != wire_type::bytes) {
+        TENSORSMITH_TRY(const std::string bytes, verbatim(part));
+        others += bytes;
+        continue;
+      }
+      for (std::uint64_t in = part.value; in < part.end;) {
+        TENSORSMITH_TRY(const wire_field type, wire_.next(in, part.end));
+        if (type.number != 6) continue;  // all others are kinds of type, of which there can be only one
+        TENSORSMITH_TRY(denotation, verbatim(type));
+      }
+    }
+    TENSORSMITH_TRY(const std::string head, declaration(tensor.type(), tensor.shape(), name, denotation));
+    return head + others;
+  }
+
   result<void> add_initializers() {
     const std::uint64_t at = model_.graph_bodies.back().end;
     for (std::size_t k = 0; k < update_.additions.size(); ++k) {
@@ -416,6 +519,10 @@ class onnx_update_plan {
       }
       edit.parts.push_back({.text = field_head(5, body.size() + more) + body});
       if (more > 0) edit.parts.push_back({.tensor = added.tensor, .name = added.name});
+      if (model_.ir_version < first_ir_of_plain_initializers) {
+        TENSORSMITH_TRY(const std::string input, declaration(added.tensor.type(), added.shape, added.name));
+        edit.parts.push_back({.text = bytes_field(11, input)});
+      }
       edits_.push_back(std::move(edit));
     }
     return {};
@@ -472,6 +579,7 @@ class onnx_update_plan {
   wire_reader wire_;
   std::map<std::size_t, const onnx_update::replaced_tensor*> replaced_;
   std::map<std::size_t, place> places_, added_places_;
+  std::map<std::string_view, const tensor_ref*> redeclared_;  // by name; none: not an initializer of the model as it is
   std::string new_name_;
   std::vector<model_edit> edits_;
   std::vector<planned_file> files_;
@@ -480,7 +588,8 @@ class onnx_update_plan {
 }  // namespace detail
 
 /// The files of a model after `update`: its external files, then the model file. Files that do not change are named as such. No payload is
-/// read. @fails limit (a model file over 2 GiB), unsupported (an element type that ONNX lacks), io
+/// read. @fails limit (a model file over 2 GiB), unsupported (an element type that ONNX lacks), malformed (a declaration of a value whose
+/// shape changes is no protobuf), io
 inline result<std::vector<planned_file>> plan_onnx_update(const onnx_model& model, const onnx_update& update) {
   return detail::onnx_update_plan(model, update).plan();
 }

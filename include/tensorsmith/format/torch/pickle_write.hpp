@@ -102,7 +102,7 @@ class pickle_writer {
     else
       out_ += "\x8A\x08", number(bits, 8);
   }
-  /// False for arrays and objects.
+  /// False for arrays, and for objects that hold one.
   bool scalar(const json_value& value) {
     if (value.is_null())
       out_ += 'N';
@@ -114,6 +114,8 @@ class pickle_writer {
       text(*s);
     else if (const double* d = value.as_double())
       real(*d);
+    else if (const json_value::object* members = value.as_object())
+      return dict(*members);
     else
       return false;
     return true;
@@ -148,6 +150,16 @@ class pickle_writer {
   }
 
  private:
+  bool dict(const json_value::object& members) {
+    begin_dict();
+    for (const auto& [key, value] : members) {
+      text(key);
+      if (!scalar(value)) return false;
+      end_pair();
+    }
+    end_dict();
+    return true;
+  }
   void number(std::uint64_t value, std::size_t bytes) {
     for (std::size_t i = 0; i < bytes; ++i) out_ += static_cast<char>(static_cast<unsigned char>(value >> (8 * i)));
   }

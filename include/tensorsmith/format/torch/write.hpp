@@ -31,7 +31,7 @@ TENSORSMITH_BEGIN_NAMESPACE
 /// What surrounds the tensors of a checkpoint.
 struct torch_write_options {
   std::string nested{};  ///< key of the dict that holds the tensors ("state_dict"); empty: they are the top-level dict
-  std::vector<std::pair<std::string, json_value>> scalars{};  ///< beside `nested`: integers, booleans, null, strings, doubles
+  std::vector<std::pair<std::string, json_value>> scalars{};  ///< beside `nested`: integers, booleans, null, strings, doubles, objects of these
   bool force = false;                                         ///< replace an existing file
   bool verify = false;  ///< produce everything twice: written, then compared with the file before it is published
 };
@@ -104,7 +104,7 @@ class torch_layout {
           return failure{.code = errc::usage,
                          .what = "a value beside the tensors cannot be written",
                          .place = quoted(key),
-                         .expected = "null, a boolean, a number or a string",
+                         .expected = "null, a boolean, a number, a string or an object of these",
                          .found = std::string(value.kind())};
         out.end_pair();
       }
