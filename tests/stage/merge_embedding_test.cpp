@@ -91,11 +91,15 @@ TEST_CASE("a single file stays a single file, and its metadata carry the tokens 
        ts::write<safetensors_file>(one));
   ts::open_options opening;
   opening.tokenizer_dir = model("sd1/diffusers/tokenizer");
-  const auto again = ts::open<safetensors_file>(one) | ts::merge_embedding(ts::open<torch_file>(embedding("learned_embeds.bin"))) |
+  const auto same = ts::open<safetensors_file>(one) | ts::merge_embedding(ts::open<torch_file>(embedding("learned_embeds.bin")));  // "<cat>", too
+  REQUIRE_FALSE(same);
+  CHECK(same.error().message().find("the token '<cat>' is in the vocabulary already (expected a new token, found the file's metadata has it with the id 300)") !=
+        std::string::npos);
+  const auto again = ts::open<safetensors_file>(one) | ts::merge_embedding(ts::open<torch_file>(embedding("learned_embeds.bin")), "<dog>") |
                      ts::build<sd15>(ts::interface::optimum, opening);
   auto found = contents(good(again));
   CHECK(found["text_encoder"].substr(0, 9) == "[304, 64]");
-  CHECK(found["tokenizer/added_tokens.json"] == "{\n  \"<cat>\": 303,\n  \"<cat>_1\": 301,\n  \"<cat>_2\": 302\n}\n");
+  CHECK(found["tokenizer/added_tokens.json"] == "{\n  \"<cat>\": 300,\n  \"<cat>_1\": 301,\n  \"<cat>_2\": 302,\n  \"<dog>\": 303\n}\n");
 }
 
 TEST_CASE("the two files of an SDXL embedding go into both graphs", "[stage]") {
