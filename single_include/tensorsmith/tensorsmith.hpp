@@ -28913,10 +28913,11 @@ inline bool is_operator_name(std::string_view part) noexcept {
 /// The path of the module that a node belongs to: "/down_blocks.0/resnets.0/conv1/Conv" → "down_blocks.0.resnets.0.conv1"; empty: it tells none.
 /// ONNX Runtime appends the name of an optimisation to that of a node: "/mid_block/proj/MatMul/MatMulAddFusion".
 inline std::string module_of_node(std::string_view name) {
-  std::size_t last = name.rfind('/');
-  while (last != name.npos && last > 0 && is_operator_name(name.substr(0, last).substr(name.substr(0, last).rfind('/') + 1))) last = name.rfind('/', last - 1);
-  if (name.empty() || name[0] != '/' || last == 0 || last == name.npos) return {};
-  std::string out(name.substr(1, last - 1));
+  if (!name.starts_with('/')) return {};
+  do name = name.substr(0, name.rfind('/'));
+  while (is_operator_name(name.substr(name.rfind('/') + 1)));
+  if (name.empty()) return {};
+  std::string out(name.substr(1));
   std::replace(out.begin(), out.end(), '/', '.');
   return out;
 }
@@ -30247,7 +30248,6 @@ struct onnx_update {
 struct planned_piece {
   std::uint64_t at = 0, length = 0;
   std::variant<std::string, tensor_ref> what;
-  bool verbatim = false;  ///< a range of a source
   std::string name;       ///< for messages
 };
 
@@ -30275,16 +30275,16 @@ class piece_list {
         return;
       }
     const std::uint64_t length = bytes.size();
-    append({out_.size, length, std::move(bytes), false, out_.name});
+    append({out_.size, length, std::move(bytes), out_.name});
   }
   void range(const std::shared_ptr<const byte_source>& source, std::uint64_t begin, std::uint64_t end) {
     if (begin == end) return;
     tensor_ref bytes{stored_tensor(source, begin, dtype::u8, {static_cast<std::size_t>(end - begin)}, source->name()), 0};
-    append({out_.size, end - begin, std::move(bytes), true, out_.name});
+    append({out_.size, end - begin, std::move(bytes), out_.name});
   }
   void tensor(const tensor_ref& what, std::string name) {
     if (what.info().bytes() == 0) return;
-    append({out_.size, what.info().bytes(), what, false, std::move(name)});
+    append({out_.size, what.info().bytes(), what, std::move(name)});
   }
   void zeros(std::uint64_t count) {
     // Only ever the rest of a page or two.
@@ -31729,8 +31729,6 @@ class onnx_component_update {
     }
     return std::move(out_);
   }
-  /// Initializers whose elements another placement produces, too.
-  const std::set<std::string, std::less<>>& repeated() const noexcept { return repeated_; }
   bool grew() const noexcept { return grew_; }
 
  private:
@@ -31749,23 +31747,22 @@ class onnx_component_update {
     if (now != before && !embedding)
       return refuse(errc::mismatch, "the changed parameter has another shape", p.name, to_string(before), to_string(now));
     grew_ = grew_ || (now != before);
-    for (std::size_t k = 0; k < p.uses.size(); ++k) {
+    for (const onnx_parameter_use& use : p.uses) {
       tensor_ref stored = tensor;
-      if (p.uses[k].transposed) {
+      if (use.transposed) {
         TENSORSMITH_TRY(stored, transposed(tensor));
       }
-      TENSORSMITH_TRY(const std::string name, place(p, p.uses[k], stored, now != before));
-      if (k > 0 || graph_.name != graph_.network) repeated_.insert(name);
+      TENSORSMITH_CHECK(place(p, use, stored, now != before));
     }
     return {};
   }
 
-  /// Changes the initializer, or gives this parameter one of its own where others share it. The initializer's name.
-  result<std::string> place(const onnx_parameter& p, const onnx_parameter_use& use, const tensor_ref& stored, bool larger) {
+  /// Changes the initializer, or gives this parameter one of its own where others share it.
+  result<void> place(const onnx_parameter& p, const onnx_parameter_use& use, const tensor_ref& stored, bool larger) {
     const onnx_initializer& old = graph_.graph.initializers[use.initializer];
     if (graph_.parameters.owners[use.initializer] == 1 && graph_.parameters.other_readers[use.initializer] == 0) {
       out_.tensors.push_back({use.initializer, stored, !larger});
-      return old.name;
+      return {};
     }
     if (graph_.parameters.nested_readers[use.initializer] > 0)
       return refuse(errc::unsupported, "the parameter is read inside a branch or a loop of the graph, too", p.name, "readers in the main graph alone",
@@ -31779,7 +31776,7 @@ class onnx_component_update {
     std::string name = free_name(p.name);
     out_.additions.push_back({name, stored, larger ? stored.shape() : old.shape, use.initializer});
     for (const onnx_reader& reader : use.readers) out_.inputs.push_back({reader.node, reader.input, name});
-    return name;
+    return {};
   }
 
   std::string free_name(const std::string& wanted) {
@@ -31798,7 +31795,6 @@ class onnx_component_update {
   const onnx_component& graph_;
   const component &before_, &after_;
   onnx_update out_;
-  std::set<std::string, std::less<>> repeated_;
   bool grew_ = false;
   std::set<std::string> names_;
 };
@@ -31842,7 +31838,6 @@ class onnx_pipeline_writer {
       return failure{.code = errc::mismatch, .what = "the changed model lacks a component of the folder", .file = base_.source, .place = graph.network};
     onnx_component_update builder(graph, *before, *after);
     TENSORSMITH_TRY(onnx_update update, builder.make());
-    for (const std::string& name : builder.repeated()) repeated_.insert(join_path(graph.name, name));
     if (graph.network != "unet" && (builder.grew() || options_.repair_pooling)) {
       TENSORSMITH_TRY(const std::int64_t eos, end_of_text(model_, *after, run_));
       TENSORSMITH_TRY(const pooling_repairs pooling, repair_pooling(graph.graph, eos, update));
@@ -31911,8 +31906,7 @@ class onnx_pipeline_writer {
     return {paths.begin(), paths.end()};
   }
 
-  /// Creates all files. Texts and whole copies are written at once; tensors and ranges go through the executor. What is computed for the
-  /// second time (a parameter that is stored twice) waits for a second run: a recipe is not shared by two placements of one.
+  /// Creates all files. Texts and whole copies are written at once; tensors and ranges go through the executor.
   result<void> write_files(folder_publication& out) {
     std::vector<std::shared_ptr<output_file>> files;
     std::vector<std::shared_ptr<const byte_source>> copied;
@@ -31936,7 +31930,7 @@ class onnx_pipeline_writer {
   }
 
   result<void> produce(const std::vector<byte_sink*>& sinks, bool check) {
-    std::vector<placement> first, second;
+    std::vector<placement> placements;
     for (std::size_t k = 0; k < entries_.size(); ++k) {
       if (!sinks[k]) continue;
       for (const planned_piece& piece : entries_[k].file.pieces) {
@@ -31944,15 +31938,11 @@ class onnx_pipeline_writer {
         if (!tensor) continue;
         placement p{tensor->source, std::vector<output_slot>(tensor->source->outputs().size()), entries_[k].path + ": " + piece.name};
         p.slots[tensor->output] = {sinks[k], piece.at};
-        const bool again = !piece.verbatim && repeated_.count(join_path(entries_[k].component, piece.name)) > 0;
-        (again ? second : first).push_back(std::move(p));
+        placements.push_back(std::move(p));
       }
     }
-    TENSORSMITH_CHECK(execute(first, run_));
-    for (const placement& p : second) TENSORSMITH_CHECK(execute(std::span(&p, 1), run_));
-    if (!check) return {};
-    TENSORSMITH_CHECK(check_sources_unchanged(first));
-    return check_sources_unchanged(second);
+    TENSORSMITH_CHECK(execute(placements, run_));
+    return check ? check_sources_unchanged(placements) : result<void>();
   }
 
   result<void> verify(const std::vector<std::shared_ptr<output_file>>& files) {
@@ -32007,7 +31997,6 @@ class onnx_pipeline_writer {
   const std::string& output_;
   const onnx_pipeline_options& options_;
   job& run_;
-  std::set<std::string, std::less<>> repeated_;
   std::vector<output_entry> entries_;
 };
 

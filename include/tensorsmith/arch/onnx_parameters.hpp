@@ -85,10 +85,11 @@ inline bool is_operator_name(std::string_view part) noexcept {
 /// The path of the module that a node belongs to: "/down_blocks.0/resnets.0/conv1/Conv" → "down_blocks.0.resnets.0.conv1"; empty: it tells none.
 /// ONNX Runtime appends the name of an optimisation to that of a node: "/mid_block/proj/MatMul/MatMulAddFusion".
 inline std::string module_of_node(std::string_view name) {
-  std::size_t last = name.rfind('/');
-  while (last != name.npos && last > 0 && is_operator_name(name.substr(0, last).substr(name.substr(0, last).rfind('/') + 1))) last = name.rfind('/', last - 1);
-  if (name.empty() || name[0] != '/' || last == 0 || last == name.npos) return {};
-  std::string out(name.substr(1, last - 1));
+  if (!name.starts_with('/')) return {};
+  do name = name.substr(0, name.rfind('/'));
+  while (is_operator_name(name.substr(name.rfind('/') + 1)));
+  if (name.empty()) return {};
+  std::string out(name.substr(1));
   std::replace(out.begin(), out.end(), '/', '.');
   return out;
 }

@@ -61,7 +61,6 @@ struct onnx_update {
 struct planned_piece {
   std::uint64_t at = 0, length = 0;
   std::variant<std::string, tensor_ref> what;
-  bool verbatim = false;  ///< a range of a source
   std::string name;       ///< for messages
 };
 
@@ -89,16 +88,16 @@ class piece_list {
         return;
       }
     const std::uint64_t length = bytes.size();
-    append({out_.size, length, std::move(bytes), false, out_.name});
+    append({out_.size, length, std::move(bytes), out_.name});
   }
   void range(const std::shared_ptr<const byte_source>& source, std::uint64_t begin, std::uint64_t end) {
     if (begin == end) return;
     tensor_ref bytes{stored_tensor(source, begin, dtype::u8, {static_cast<std::size_t>(end - begin)}, source->name()), 0};
-    append({out_.size, end - begin, std::move(bytes), true, out_.name});
+    append({out_.size, end - begin, std::move(bytes), out_.name});
   }
   void tensor(const tensor_ref& what, std::string name) {
     if (what.info().bytes() == 0) return;
-    append({out_.size, what.info().bytes(), what, false, std::move(name)});
+    append({out_.size, what.info().bytes(), what, std::move(name)});
   }
   void zeros(std::uint64_t count) {
     // Only ever the rest of a page or two.
